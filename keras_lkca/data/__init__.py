@@ -1,0 +1,22 @@
+"""Datasets and the pipelines that feed them to `model.fit`."""
+
+from keras_lkca.data.datasets import (
+    DATASETS,
+    Dataset,
+    describe,
+    digits,
+    from_directory,
+    load,
+)
+from keras_lkca.data.pipeline import evaluation_pipeline, training_pipeline
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "describe",
+    "digits",
+    "evaluation_pipeline",
+    "from_directory",
+    "load",
+    "training_pipeline",
+]

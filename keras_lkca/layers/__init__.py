@@ -1,0 +1,15 @@
+"""The layers that the models are made of."""
+
+from keras_lkca.layers.lkca import LKCA
+from keras_lkca.layers.patches import ClassToken, PatchEmbedding, PositionEmbedding
+from keras_lkca.layers.self_attention import SelfAttention
+from keras_lkca.layers.stochastic_depth import StochasticDepth
+
+__all__ = [
+    "LKCA",
+    "ClassToken",
+    "PatchEmbedding",
+    "PositionEmbedding",
+    "SelfAttention",
+    "StochasticDepth",
+]

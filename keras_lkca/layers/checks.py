@@ -1,0 +1,76 @@
+"""Checks of arguments that several layers and models share."""
+
+import keras
+
+
+def check_rate(name, value):
+    """Raise a `ValueError` unless `value` is a probability."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"`{name}` must be a number. Received: {name}={value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must lie in [0, 1]. Received: {name}={value!r}")
+    return value
+
+
+def check_positive_int(name, value):
+    """Raise a `ValueError` unless `value` is an integer above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r}"
+        )
+    return value
+
+
+def check_pair(name, value):
+    """Return a positive integer, or a pair of them, as a pair."""
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(
+            f"`{name}` must be a positive integer or a pair of them. "
+            f"Received: {name}={value!r}"
+        )
+    for size in pair:
+        check_positive_int(name, size)
+    return tuple(pair)
+
+
+def check_divides(name, value, total_name, total):
+    """Raise a `ValueError` unless `value` divides `total`."""
+    if total % value:
+        raise ValueError(
+            f"`{name}` must divide `{total_name}`. "
+            f"Received: {name}={value}, {total_name}={total}"
+        )
+
+
+def check_feature_map(layer, input_shape, static=()):
+    """Raise a `ValueError` unless a shape is (batch, height, width, channels).
+
+    Args:
+        layer: The layer that is built, for the message.
+        input_shape: The shape it is built on.
+        static: Names of further axes that must be known, of "height" and "width".
+    """
+    if len(input_shape) != 4:
+        raise ValueError(
+            f"{type(layer).__name__} works on feature maps of rank 4, (batch, height, "
+            f"width, channels). Received: input_shape={tuple(input_shape)}"
+        )
+    axes = dict(zip(("height", "width", "channels"), input_shape[1:], strict=True))
+    for axis in (*static, "channels"):
+        if axes[axis] is None:
+            raise ValueError(
+                f"{type(layer).__name__} needs a static {axis}: give the input a "
+                f"fixed size there. Received: input_shape={tuple(input_shape)}"
+            )
+
+
+def check_channels_last(layer):
+    """Raise a `ValueError` where Keras is set to channels_first."""
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            f"{type(layer).__name__} works on channels_last feature maps, (batch, "
+            "height, width, channels); call "
+            'keras.config.set_image_data_format("channels_last"). Received: '
+            f"image_data_format={keras.config.image_data_format()!r}"
+        )

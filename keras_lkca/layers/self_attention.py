@@ -1,0 +1,134 @@
+import keras
+from keras import ops
+
+from keras_lkca.layers.checks import check_divides, check_positive_int, check_rate
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class SelfAttention(keras.layers.Layer):
+    """Multi-head softmax self-attention, the attention LKCA is compared with.
+
+    `out = concat over heads h of softmax(Q[h] @ K[h]^T / sqrt(d)) @ V[h], @ O + b`
+
+    with `Q, K, V` one joint projection of the tokens without a bias and `d` the
+    channels of a head. `keras.layers.MultiHeadAttention` has a bias either on all
+    four projections or on none; the vision transformers of the comparison have it
+    on the last alone.
+
+    Args:
+        num_heads: Positive integer that divides the channels.
+        use_bias: Whether the output projection has a bias.
+        dropout_rate: Float in [0, 1], dropout on the layer's output.
+        projection_initializer: Initializer of the projections.
+        bias_initializer: Initializer of the bias.
+        seed: Integer or `None`, seed of the dropout.
+        **kwargs: Keras's own layer arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: The tokens.
+        training: Whether dropout is active.
+
+    Input shape:
+        `(batch, tokens, channels)`, channels static.
+
+    Output shape:
+        The input shape.
+
+    Raises:
+        ValueError: If an argument is not as above, the input is not of rank 3 with
+            static channels, or `num_heads` does not divide them.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.layers import SelfAttention
+    >>> tuple(SelfAttention(num_heads=4)(np.ones((2, 64, 16), "float32")).shape)
+    (2, 64, 16)
+
+    References:
+        - Vaswani et al., "Attention Is All You Need", [arXiv 1706.03762](
+          https://arxiv.org/abs/1706.03762), section 3.2.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        projection_initializer="glorot_normal",
+        bias_initializer="zeros",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = check_positive_int("num_heads", num_heads)
+        self.use_bias = use_bias
+        self.dropout_rate = check_rate("dropout_rate", dropout_rate)
+        self.projection_initializer = keras.initializers.get(projection_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.seed = seed
+        self.dropout = keras.layers.Dropout(
+            dropout_rate, seed=seed, dtype=self.dtype_policy, name="dropout"
+        )
+
+    def build(self, input_shape):
+        """Create the projections."""
+        if len(input_shape) != 3 or input_shape[-1] is None:
+            raise ValueError(
+                "SelfAttention needs tokens of rank 3 with static channels, (batch, "
+                f"tokens, channels). Received: input_shape={tuple(input_shape)}"
+            )
+        channels = input_shape[-1]
+        check_divides("num_heads", self.num_heads, "channels", channels)
+        self.query_key_value = keras.layers.Dense(
+            3 * channels,
+            use_bias=False,
+            kernel_initializer=keras.initializers.serialize(
+                self.projection_initializer
+            ),
+            dtype=self.dtype_policy,
+            name="query_key_value",
+        )
+        self.query_key_value.build(input_shape)
+        self.projection = keras.layers.Dense(
+            channels,
+            use_bias=self.use_bias,
+            kernel_initializer=keras.initializers.serialize(
+                self.projection_initializer
+            ),
+            bias_initializer=self.bias_initializer,
+            dtype=self.dtype_policy,
+            name="projection",
+        )
+        self.projection.build(input_shape)
+        self.dropout.build(input_shape)
+
+    def call(self, inputs, training=None):
+        """Mix the tokens by their similarity."""
+        tokens, channels = ops.shape(inputs)[1:]
+        joint = ops.reshape(
+            self.query_key_value(inputs),
+            (-1, tokens, 3, self.num_heads, channels // self.num_heads),
+        )
+        query, key, value = ops.unstack(joint, 3, axis=2)
+        mixed = ops.dot_product_attention(query, key, value)
+        mixed = ops.reshape(mixed, (-1, tokens, channels))
+        return self.dropout(self.projection(mixed), training=training)
+
+    def compute_output_shape(self, input_shape):
+        """Return the input shape."""
+        return input_shape
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "use_bias": self.use_bias,
+            "dropout_rate": self.dropout_rate,
+            "projection_initializer": keras.initializers.serialize(
+                self.projection_initializer
+            ),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "seed": self.seed,
+        }

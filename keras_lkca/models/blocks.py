@@ -1,0 +1,279 @@
+"""The models' parts, as functions that apply layers to tensors."""
+
+import keras
+
+from keras_lkca.layers import (
+    LKCA,
+    PatchEmbedding,
+    SelfAttention,
+    StochasticDepth,
+)
+from keras_lkca.layers.checks import check_pair, check_positive_int
+
+
+def lkca_block(
+    inputs,
+    *,
+    value_dim: int | None = None,
+    num_kernels: int = 1,
+    kernel_size: int | tuple[int, int] | None = None,
+    mlp_ratio: float = 2,
+    dropout_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    method: str = "auto",
+    dtype=None,
+    name: str | None = None,
+):
+    """Apply one pre-norm LKCA block to a feature map.
+
+    `x = x + drop_path(LKCA(LayerNorm(x)))`, then
+    `x = x + drop_path(Dense(GELU(Dense(LayerNorm(x)))))`
+
+    Args:
+        inputs: Tensor or Keras tensor of shape `(batch, height, width, channels)`.
+        value_dim: See `keras_lkca.layers.LKCA`.
+        num_kernels: See `keras_lkca.layers.LKCA`.
+        kernel_size: See `keras_lkca.layers.LKCA`.
+        mlp_ratio: Positive number, hidden channels of the MLP over `channels`.
+        dropout_rate: Float in [0, 1], dropout after the attention and after both
+            layers of the MLP.
+        drop_path_rate: Float in [0, 1], stochastic depth on both branches.
+        method: See `keras_lkca.ops.large_kernel_conv`.
+        dtype: Dtype or dtype policy of the layers; `None` is the global one.
+        name: Prefix of the layers' names; `None` leaves them to Keras.
+
+    Returns:
+        Tensor of the shape of `inputs`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_lkca.models import lkca_block
+    >>> inputs = keras.Input((8, 8, 32))
+    >>> keras.Model(inputs, lkca_block(inputs, kernel_size=5)).output_shape
+    (None, 8, 8, 32)
+
+    References:
+        - Li et al., "Interpreting and Improving Attention From the Perspective of
+          Large Kernel Convolution", [arXiv 2401.05738](
+          https://arxiv.org/abs/2401.05738), method section.
+    """
+    mixer = LKCA(
+        value_dim=value_dim,
+        num_kernels=num_kernels,
+        kernel_size=kernel_size,
+        dropout_rate=dropout_rate,
+        method=method,
+        dtype=dtype,
+        name=_join(name, "lkca"),
+    )
+    return _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name)
+
+
+def lkca_trunk(inputs, depth: int, *, name: str = "block", **block_arguments):
+    """Apply a stack of LKCA blocks to a feature map.
+
+    Args:
+        inputs: Tensor or Keras tensor of shape `(batch, height, width, channels)`.
+        depth: Positive integer, the number of blocks.
+        name: Prefix of the blocks' names; the first is `"{name}_0"`.
+        **block_arguments: What `keras_lkca.models.lkca_block` takes, the same for
+            every block.
+
+    Returns:
+        Tensor of the shape of `inputs`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_lkca.models import lkca_trunk
+    >>> inputs = keras.Input((8, 8, 32))
+    >>> keras.Model(inputs, lkca_trunk(inputs, depth=3)).output_shape
+    (None, 8, 8, 32)
+
+    References:
+        - Li et al., "Interpreting and Improving Attention From the Perspective of
+          Large Kernel Convolution", [arXiv 2401.05738](
+          https://arxiv.org/abs/2401.05738), method section.
+    """
+    x = inputs
+    for index in range(check_positive_int("depth", depth)):
+        x = lkca_block(x, name=f"{name}_{index}", **block_arguments)
+    return x
+
+
+def attention_block(
+    inputs,
+    num_heads: int,
+    *,
+    mlp_ratio: float = 2,
+    dropout_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    dtype=None,
+    name: str | None = None,
+):
+    """Apply one pre-norm block of multi-head self-attention to tokens.
+
+    The house of `keras_lkca.models.lkca_block` with softmax attention in it.
+
+    Args:
+        inputs: Tensor or Keras tensor of shape `(batch, tokens, channels)`.
+        num_heads: Positive integer that divides `channels`.
+        mlp_ratio: Positive number, hidden channels of the MLP over `channels`.
+        dropout_rate: Float in [0, 1], dropout after the attention and after both
+            layers of the MLP.
+        drop_path_rate: Float in [0, 1], stochastic depth on both branches.
+        dtype: Dtype or dtype policy of the layers; `None` is the global one.
+        name: Prefix of the layers' names; `None` leaves them to Keras.
+
+    Returns:
+        Tensor of the shape of `inputs`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_lkca.models import attention_block
+    >>> inputs = keras.Input((65, 32))
+    >>> keras.Model(inputs, attention_block(inputs, num_heads=4)).output_shape
+    (None, 65, 32)
+
+    References:
+        - Dosovitskiy et al., "An Image is Worth 16x16 Words", [arXiv 2010.11929](
+          https://arxiv.org/abs/2010.11929), section 3.1.
+    """
+    mixer = SelfAttention(
+        num_heads,
+        dropout_rate=dropout_rate,
+        dtype=dtype,
+        name=_join(name, "attention"),
+    )
+    return _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name)
+
+
+def _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name):
+    channels = inputs.shape[-1]
+    hidden = int(channels * mlp_ratio)
+    if hidden < 1:
+        raise ValueError(
+            "`mlp_ratio` must leave the MLP a hidden channel at least. "
+            f"Received: mlp_ratio={mlp_ratio!r} for {channels} channels"
+        )
+
+    def norm(part):
+        return keras.layers.LayerNormalization(
+            epsilon=1e-5, dtype=dtype, name=_join(name, part)
+        )
+
+    def dense(units, activation, part):
+        return keras.layers.Dense(
+            units, activation=activation, dtype=dtype, name=_join(name, part)
+        )
+
+    def dropout(x, part):
+        if dropout_rate == 0:
+            return x
+        return keras.layers.Dropout(dropout_rate, dtype=dtype, name=_join(name, part))(
+            x
+        )
+
+    def add(x, branch, part):
+        branch = StochasticDepth(
+            drop_path_rate, dtype=dtype, name=_join(name, f"{part}_drop_path")
+        )(branch)
+        return keras.layers.Add(dtype=dtype, name=_join(name, f"{part}_add"))(
+            [x, branch]
+        )
+
+    x = add(inputs, mixer(norm("mixer_norm")(inputs)), "mixer")
+    y = dense(hidden, "gelu", "mlp_expand")(norm("mlp_norm")(x))  # exact GELU
+    y = dense(channels, None, "mlp_project")(dropout(y, "mlp_expand_dropout"))
+    return add(x, dropout(y, "mlp_project_dropout"), "mlp")
+
+
+def _join(prefix, part):
+    return None if prefix is None else f"{prefix}_{part}"
+
+
+def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtype):
+    """Start a model: images in [0, 255], normalised, embedded as a token grid.
+
+    Returns:
+        The model's input and its tokens, `(batch, rows, columns, embed_dim)`.
+    """
+    if len(input_shape) != 3:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels). "
+            f"Received: input_shape={input_shape!r}"
+        )
+    for size in input_shape:
+        check_positive_int("input_shape", size)
+    check_pair("patch_size", patch_size)
+    channels = input_shape[-1]
+    mean = _per_channel("image_mean", image_mean, channels)
+    std = _per_channel("image_std", image_std, channels)
+    if min(std) == 0:
+        raise ValueError(
+            f"`image_std` must be above zero. Received: image_std={image_std!r}"
+        )
+    images = keras.Input(input_shape, name="images")
+    # Normalised before any cast to half precision, which would round the pixels.
+    x = keras.layers.Rescaling(
+        scale=[1 / (255 * s) for s in std],
+        offset=[-m / s for m, s in zip(mean, std, strict=True)],
+        dtype=dtype.variable_dtype,
+        name="normalize",
+    )(images)
+    x = PatchEmbedding(patch_size, embed_dim, dtype=dtype, name="patches")(x)
+    return images, x
+
+
+def _per_channel(name, value, channels):
+    if value is None:
+        value = 0.5
+    values = [value] * channels if isinstance(value, (int, float)) else list(value)
+    if len(values) != channels or not all(0 <= v <= 1 for v in values):
+        raise ValueError(
+            f"`{name}` must be a number or {channels} numbers, one a channel, for "
+            f"images scaled to [0, 1]. Received: {name}={value!r}"
+        )
+    return values
+
+
+def classify(features, num_classes, activation, dtype):
+    """End a model: scores of the classes, in the precision of the weights."""
+    check_positive_int("num_classes", num_classes)
+    return keras.layers.Dense(
+        num_classes,
+        activation=activation,
+        dtype=dtype.variable_dtype,
+        name="classifier",
+    )(features)
+
+
+def pool(x, poolings, pooling, dtype):
+    """Pool tokens to one normalised feature vector.
+
+    Args:
+        x: The tokens.
+        poolings: Functions of the tokens by their name.
+        pooling: One of the names.
+        dtype: Dtype policy of the norm.
+    """
+    if pooling not in poolings:
+        names = ", ".join(map(repr, poolings))
+        raise ValueError(
+            f"`pooling` must be one of {names}, or None together with "
+            f"include_top=False. Received: pooling={pooling!r}"
+        )
+    return keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(
+        poolings[pooling](x)
+    )

@@ -1,0 +1,178 @@
+import keras
+
+from keras_lkca.layers import PositionEmbedding
+from keras_lkca.models.blocks import classify, lkca_trunk, patch_tokens, pool
+from keras_lkca.models.presets import preset_arguments
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class LKCAViT(keras.Model):
+    """A compact vision transformer whose attention is one large convolution.
+
+    Patch embedding, learned position embedding, `depth` pre-norm blocks of
+    `keras_lkca.layers.LKCA` and an MLP on the token grid, mean over the tokens,
+    LayerNorm, Dense.
+
+    Images go in as they are, uint8 or float in [0, 255]: the normalisation is a
+    layer of the model and is saved with it.
+
+    Args:
+        input_shape: The images' (height, width, channels), divisible by
+            `patch_size`; they need not be square.
+        num_classes: Positive integer, the number of classes.
+        patch_size: Positive integer or pair of them, a patch in pixels.
+        embed_dim: Positive integer, channels of a token.
+        depth: Positive integer, the number of blocks.
+        mlp_ratio: Positive number, hidden channels of an MLP over `embed_dim`.
+        num_kernels: Kernels a layer: 1 as in the paper, `embed_dim` for one a
+            channel, or a divisor of it. See `keras_lkca.layers.LKCA`.
+        kernel_size: Odd integer or pair of them, in tokens; `None` is the global
+            kernel. See `keras_lkca.layers.LKCA`.
+        method: How the operator is computed, see
+            `keras_lkca.ops.large_kernel_conv`.
+        drop_path_rate: Float in [0, 1], stochastic depth, the same in each block.
+        dropout_rate: Float in [0, 1], dropout after attention and in the MLPs.
+        include_top: Whether the classifier is part of the model.
+        pooling: `"avg"` or `"max"` over the tokens, followed by LayerNorm; `None`,
+            with `include_top=False` only, returns the last block's feature map.
+        classifier_activation: Activation of the classifier: `None` for logits,
+            `"softmax"` for probabilities.
+        image_mean: Number or one a channel, the images' mean on the scale [0, 1].
+            Defaults to 0.5.
+        image_std: Likewise their standard deviation. Defaults to 0.5.
+        dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
+            one. The classifier's output keeps the precision of the weights.
+        **kwargs: Keras's own model arguments, such as `name`.
+
+    Input shape:
+        `(batch, height, width, channels)`.
+
+    Output shape:
+        `(batch, num_classes)` with the classifier, `(batch, embed_dim)` without it,
+        `(batch, height / patch_height, width / patch_width, embed_dim)` with
+        `pooling=None`.
+
+    Raises:
+        ValueError: If an argument is not as above, or if Keras is set to
+            channels_first.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT
+    >>> model = LKCAViT(input_shape=(32, 48, 3), num_classes=7, depth=2)
+    >>> images = np.zeros((1, 32, 48, 3), "uint8")
+    >>> tuple(model(images).shape)
+    (1, 7)
+
+    References:
+        - Li et al., "Interpreting and Improving Attention From the Perspective of
+          Large Kernel Convolution", [arXiv 2401.05738](
+          https://arxiv.org/abs/2401.05738), method section.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        num_classes: int = 10,
+        patch_size: int | tuple[int, int] = 4,
+        embed_dim: int = 136,
+        depth: int = 9,
+        mlp_ratio: float = 2,
+        num_kernels: int = 1,
+        kernel_size: int | tuple[int, int] | None = None,
+        method: str = "auto",
+        drop_path_rate: float = 0.1,
+        dropout_rate: float = 0.0,
+        include_top: bool = True,
+        pooling: str | None = "avg",
+        classifier_activation=None,
+        image_mean=None,
+        image_std=None,
+        dtype=None,
+        **kwargs,
+    ):
+        policy = keras.dtype_policies.get(dtype)
+        images, x = patch_tokens(
+            input_shape, patch_size, embed_dim, image_mean, image_std, policy
+        )
+        x = PositionEmbedding(dtype=policy, name="positions")(x)
+        x = lkca_trunk(
+            x,
+            depth,
+            num_kernels=num_kernels,
+            kernel_size=kernel_size,
+            mlp_ratio=mlp_ratio,
+            dropout_rate=dropout_rate,
+            drop_path_rate=drop_path_rate,
+            method=method,
+            dtype=policy,
+        )
+        poolings = {
+            "avg": keras.layers.GlobalAveragePooling2D(dtype=policy, name="pool"),
+            "max": keras.layers.GlobalMaxPooling2D(dtype=policy, name="pool"),
+        }
+        if pooling is not None or include_top:
+            x = pool(x, poolings, pooling, policy)
+        if include_top:
+            x = classify(x, num_classes, classifier_activation, policy)
+        super().__init__(inputs=images, outputs=x, **kwargs)
+        self.dtype_policy = policy
+        self._arguments = {
+            "input_shape": tuple(input_shape),
+            "num_classes": num_classes,
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "mlp_ratio": mlp_ratio,
+            "num_kernels": num_kernels,
+            "kernel_size": kernel_size,
+            "method": method,
+            "drop_path_rate": drop_path_rate,
+            "dropout_rate": dropout_rate,
+            "include_top": include_top,
+            "pooling": pooling,
+            "classifier_activation": keras.activations.serialize(
+                keras.activations.get(classifier_activation)
+            ),
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "dtype": keras.dtype_policies.serialize(policy),
+        }
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        num_classes: int = 10,
+        **overrides,
+    ) -> "LKCAViT":
+        """Build a model of a preset's size, with new weights.
+
+        Args:
+            preset: A name of `keras_lkca.list_presets("LKCAViT")`.
+            input_shape: The images' (height, width, channels). The patch size
+                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given.
+            num_classes: Positive integer, the number of classes.
+            **overrides: Any other argument of the constructor.
+
+        Returns:
+            An `LKCAViT`.
+
+        Raises:
+            ValueError: If there is no such preset, naming the nearest.
+
+        Example:
+
+        >>> from keras_lkca import LKCAViT
+        >>> LKCAViT.from_preset("lkca_vit_tiny", num_classes=100).count_params()
+        1039941
+        """
+        arguments = preset_arguments("LKCAViT", preset, input_shape)
+        arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
+        return cls(**arguments)
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return {"name": self.name, "trainable": self.trainable, **self._arguments}

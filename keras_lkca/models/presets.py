@@ -1,0 +1,142 @@
+"""The one table of model sizes, and how a name becomes a constructor's arguments."""
+
+import dataclasses
+import difflib
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A model size.
+
+    Attributes:
+        model: Name of the class it builds, `"LKCAViT"` or `"ViT"`.
+        embed_dim: Channels of a token.
+        depth: Number of blocks.
+        num_heads: Heads of the softmax attention. An LKCA preset has one kernel a
+            layer, as in the paper; this is the number for a kernel a head
+            (`num_kernels=`).
+        mlp_ratio: Hidden channels of a block's MLP over `embed_dim`.
+        parameters: Number of trainable parameters by (image size, patch size,
+            classes), for square images of three channels.
+        paper_name: What the paper calls it, if it does.
+    """
+
+    model: str
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: int
+    parameters: dict
+    paper_name: str | None = None
+
+
+_COUNTED = ((64, 8, 200), (32, 4, 10), (32, 4, 100))
+
+
+def _lkca(embed_dim, depth, num_heads, mlp_ratio, counts, paper_name=None):
+    parameters = dict(zip(_COUNTED, counts, strict=True))
+    return Preset(
+        "LKCAViT", embed_dim, depth, num_heads, mlp_ratio, parameters, paper_name
+    )
+
+
+def _vit(embed_dim, depth, num_heads, counts, paper_name=None):
+    parameters = dict(zip(_COUNTED[:2], counts, strict=True))
+    return Preset("ViT", embed_dim, depth, num_heads, 2, parameters, paper_name)
+
+
+PRESETS = {
+    "lkca_vit_05m": _lkca(100, 8, 4, 2, (534_300, 500_710, 509_800)),
+    "lkca_vit_tiny": _lkca(136, 9, 8, 2, (1_073_225, 1_027_611, 1_039_941), "LKCA-T"),
+    "lkca_vit_2m": _lkca(192, 9, 12, 2, (2_094_833, 2_030_515, 2_047_885)),
+    "lkca_vit_base": _lkca(210, 10, 10, 2, (2_761_640, 2_691_310, 2_710_300), "LKCA-B"),
+    "lkca_vit_4m": _lkca(246, 11, 6, 2, (4_131_293, 4_048_939, 4_071_169)),
+    "lkca_vit_8m": _lkca(306, 14, 6, 2, (8_043_500, 7_941_106, 7_968_736)),
+    "lkca_vit_large": _lkca(
+        360, 12, 8, 3, (12_648_620, 12_528_190, 12_560_680), "LKCA-L"
+    ),
+    "vit_05m": _vit(120, 4, 4, (520_160, 479_890)),
+    "vit_tiny": _vit(136, 7, 8, (1_106_288, 1_060_674), "ViT-Lite"),
+    "vit_2m": _vit(200, 6, 8, (2_022_000, 1_955_010)),
+    "vit_small": _vit(192, 9, 12, (2_756_744, 2_692_426), "ViT-Small"),
+    "vit_4m": _vit(264, 7, 8, (4_039_664, 3_951_298)),
+    "vit_8m": _vit(312, 10, 8, (7_956_512, 7_852_114)),
+}
+
+
+def list_presets(model: str | None = None) -> list[str]:
+    """List the presets' names, from small to large.
+
+    Args:
+        model: `"LKCAViT"` or `"ViT"` for the presets of one class; `None` for all.
+
+    Returns:
+        List of names, for `LKCAViT.from_preset` and `ViT.from_preset`.
+
+    Raises:
+        ValueError: If `model` names neither class.
+
+    Example:
+
+    >>> from keras_lkca import list_presets
+    >>> list_presets("ViT")[:3]
+    ['vit_05m', 'vit_tiny', 'vit_2m']
+    """
+    models = {preset.model for preset in PRESETS.values()}
+    if model is not None and model not in models:
+        raise ValueError(
+            f"`model` must be one of {sorted(models)} or None. Received: "
+            f"model={model!r}"
+        )
+    return [name for name, row in PRESETS.items() if model in (None, row.model)]
+
+
+def preset_arguments(model, preset, input_shape):
+    """Return the constructor's arguments that a preset fixes.
+
+    Args:
+        model: Name of the class that asks.
+        preset: Name of the preset.
+        input_shape: The images' (height, width, channels).
+
+    Returns:
+        Dictionary of embed_dim, depth, mlp_ratio, patch_size, and for a ViT
+        num_heads.
+
+    Raises:
+        ValueError: If there is no such preset, or it is another class's.
+    """
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=3, cutoff=0.5)
+        raise ValueError(
+            f"There is no such preset; the nearest are {near or list_presets(model)} "
+            "and keras_lkca.list_presets() names all. "
+            f"Received: preset={preset!r}"
+        )
+    row = PRESETS[preset]
+    if row.model != model:
+        raise ValueError(
+            f"{preset!r} is a preset of {row.model}: use {row.model}.from_preset, or "
+            f"one of {list_presets(model)}. Received: preset={preset!r}"
+        )
+    arguments = {
+        "embed_dim": row.embed_dim,
+        "depth": row.depth,
+        "mlp_ratio": row.mlp_ratio,
+        "patch_size": default_patch_size(input_shape),
+    }
+    if model == "ViT":
+        arguments["num_heads"] = row.num_heads
+    return arguments
+
+
+def default_patch_size(input_shape):
+    """Return the largest square patch that leaves the shorter side 8 tokens or more.
+
+    It divides height and width: 4 at 32 x 32, 8 at 64 x 64.
+    """
+    height, width = input_shape[:2]
+    common = math.gcd(height, width)
+    limit = max(min(height, width) // 8, 1)
+    return max(size for size in range(1, limit + 1) if common % size == 0)

@@ -1,0 +1,179 @@
+import keras
+
+from keras_lkca.layers import ClassToken, PositionEmbedding
+from keras_lkca.layers.checks import check_positive_int
+from keras_lkca.models.blocks import attention_block, classify, patch_tokens, pool
+from keras_lkca.models.presets import preset_arguments
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class ViT(keras.Model):
+    """A compact vision transformer with softmax attention, LKCA's comparison.
+
+    The house of `keras_lkca.LKCAViT` with multi-head self-attention in it: patch
+    embedding, class token, learned position embedding, `depth` pre-norm blocks,
+    LayerNorm on the class token, Dense.
+
+    Images go in as they are, uint8 or float in [0, 255]: the normalisation is a
+    layer of the model and is saved with it.
+
+    Args:
+        input_shape: The images' (height, width, channels), divisible by
+            `patch_size`; they need not be square.
+        num_classes: Positive integer, the number of classes.
+        patch_size: Positive integer or pair of them, a patch in pixels.
+        embed_dim: Positive integer, channels of a token.
+        depth: Positive integer, the number of blocks.
+        num_heads: Positive integer that divides `embed_dim`.
+        mlp_ratio: Positive number, hidden channels of an MLP over `embed_dim`.
+        drop_path_rate: Float in [0, 1], stochastic depth, the same in each block.
+        dropout_rate: Float in [0, 1], dropout after attention and in the MLPs.
+        include_top: Whether the classifier is part of the model.
+        pooling: `"token"`, the class token, or `"avg"` or `"max"` over the other
+            tokens, followed by LayerNorm; `None`, with `include_top=False` only,
+            returns the patches' feature map.
+        classifier_activation: Activation of the classifier: `None` for logits,
+            `"softmax"` for probabilities.
+        image_mean: Number or one a channel, the images' mean on the scale [0, 1].
+            Defaults to 0.5.
+        image_std: Likewise their standard deviation. Defaults to 0.5.
+        dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
+            one. The classifier's output keeps the precision of the weights.
+        **kwargs: Keras's own model arguments, such as `name`.
+
+    Input shape:
+        `(batch, height, width, channels)`.
+
+    Output shape:
+        `(batch, num_classes)` with the classifier, `(batch, embed_dim)` without it,
+        `(batch, height / patch_height, width / patch_width, embed_dim)` with
+        `pooling=None`.
+
+    Raises:
+        ValueError: If an argument is not as above, or if Keras is set to
+            channels_first.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import ViT
+    >>> model = ViT(input_shape=(32, 48, 3), num_classes=7, depth=2)
+    >>> tuple(model(np.zeros((1, 32, 48, 3), "uint8")).shape)
+    (1, 7)
+
+    References:
+        - Dosovitskiy et al., "An Image is Worth 16x16 Words", [arXiv 2010.11929](
+          https://arxiv.org/abs/2010.11929), section 3.1.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        num_classes: int = 10,
+        patch_size: int | tuple[int, int] = 4,
+        embed_dim: int = 136,
+        depth: int = 7,
+        num_heads: int = 8,
+        mlp_ratio: float = 2,
+        drop_path_rate: float = 0.1,
+        dropout_rate: float = 0.0,
+        include_top: bool = True,
+        pooling: str | None = "token",
+        classifier_activation=None,
+        image_mean=None,
+        image_std=None,
+        dtype=None,
+        **kwargs,
+    ):
+        policy = keras.dtype_policies.get(dtype)
+        images, x = patch_tokens(
+            input_shape, patch_size, embed_dim, image_mean, image_std, policy
+        )
+        grid = x.shape[1:]
+        x = keras.layers.Reshape((-1, embed_dim), dtype=policy, name="tokens")(x)
+        x = ClassToken(dtype=policy, name="class_token")(x)
+        x = PositionEmbedding(dtype=policy, name="positions")(x)
+        for index in range(check_positive_int("depth", depth)):
+            x = attention_block(
+                x,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                dropout_rate=dropout_rate,
+                drop_path_rate=drop_path_rate,
+                dtype=policy,
+                name=f"block_{index}",
+            )
+        tokens = keras.layers.Reshape((*grid, embed_dim), dtype=policy, name="grid")
+        poolings = {
+            "token": lambda x: x[:, 0],
+            "avg": lambda x: keras.layers.GlobalAveragePooling2D(
+                dtype=policy, name="pool"
+            )(tokens(x[:, 1:])),
+            "max": lambda x: keras.layers.GlobalMaxPooling2D(dtype=policy, name="pool")(
+                tokens(x[:, 1:])
+            ),
+        }
+        if pooling is not None or include_top:
+            x = pool(x, poolings, pooling, policy)
+        else:
+            x = tokens(x[:, 1:])
+        if include_top:
+            x = classify(x, num_classes, classifier_activation, policy)
+        super().__init__(inputs=images, outputs=x, **kwargs)
+        self.dtype_policy = policy
+        self._arguments = {
+            "input_shape": tuple(input_shape),
+            "num_classes": num_classes,
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "drop_path_rate": drop_path_rate,
+            "dropout_rate": dropout_rate,
+            "include_top": include_top,
+            "pooling": pooling,
+            "classifier_activation": keras.activations.serialize(
+                keras.activations.get(classifier_activation)
+            ),
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "dtype": keras.dtype_policies.serialize(policy),
+        }
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        num_classes: int = 10,
+        **overrides,
+    ) -> "ViT":
+        """Build a model of a preset's size, with new weights.
+
+        Args:
+            preset: A name of `keras_lkca.list_presets("ViT")`.
+            input_shape: The images' (height, width, channels). The patch size
+                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given.
+            num_classes: Positive integer, the number of classes.
+            **overrides: Any other argument of the constructor.
+
+        Returns:
+            A `ViT`.
+
+        Raises:
+            ValueError: If there is no such preset, naming the nearest.
+
+        Example:
+
+        >>> from keras_lkca import ViT
+        >>> ViT.from_preset("vit_tiny").count_params()
+        1060674
+        """
+        arguments = preset_arguments("ViT", preset, input_shape)
+        arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
+        return cls(**arguments)
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return {"name": self.name, "trainable": self.trainable, **self._arguments}

@@ -1,0 +1,100 @@
+"""The attention view: the kernel written out as an attention matrix, one GEMM."""
+
+from keras import ops
+
+from keras_lkca.ops.kernels import check_kernel, fit_kernel
+
+
+def toeplitz(inputs, kernel):
+    """Apply the operator as a matrix product; height and width must be static."""
+    height, width, channels = inputs.shape[1:]
+    groups = kernel.shape[-1]
+    tokens, group_channels = height * width, channels // groups
+    matrix = attention_matrix(kernel, height, width)
+    # Tokens go first, so that the batch joins the channels in one large GEMM. A
+    # product batched over the images would be as fast forward, but its gradient
+    # would hold one (HW, HW) matrix an image.
+    if groups == 1:
+        values = ops.transpose(inputs, (1, 2, 0, 3))
+        values = ops.matmul(matrix[0], ops.reshape(values, (tokens, -1)))
+        values = ops.reshape(values, (height, width, -1, channels))
+        return ops.transpose(values, (2, 0, 1, 3))
+    values = ops.reshape(inputs, (-1, tokens, groups, group_channels))
+    values = ops.reshape(ops.transpose(values, (2, 1, 0, 3)), (groups, tokens, -1))
+    values = ops.reshape(
+        ops.matmul(matrix, values), (groups, tokens, -1, group_channels)
+    )
+    values = ops.transpose(values, (2, 1, 0, 3))
+    return ops.reshape(values, (-1, height, width, channels))
+
+
+def attention_matrix(kernel, height, width):
+    """Write a kernel out as the attention matrix that it stands for.
+
+    `A[g, (i, j), (k, l)] = kernel[k - i + kh // 2, l - j + kw // 2, g]`, and zero
+    where that index falls outside the kernel: how much the token at row `i`,
+    column `j` of the grid takes from the token at row `k`, column `l`. Both pairs
+    count row by row.
+
+    Args:
+        kernel: Tensor of shape `(kh, kw, groups)`, `kh` and `kw` odd.
+        height: Positive integer, the rows of the token grid.
+        width: Positive integer, the columns of the token grid.
+
+    Returns:
+        Tensor of shape `(groups, height * width, height * width)` in the
+        kernel's dtype; axis 1 is the query, axis 2 the key. It takes
+        `groups * (height * width) ** 2` numbers of memory.
+
+    Raises:
+        ValueError: If the kernel is not (odd, odd, groups), or a size of the grid
+            is not a positive integer.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.ops import attention_matrix
+    >>> kernel = np.arange(9, dtype="float32").reshape(3, 3, 1)
+    >>> matrix = attention_matrix(kernel, 1, 3)
+    >>> np.array(matrix[0]).tolist()
+    [[4.0, 5.0, 0.0], [3.0, 4.0, 5.0], [0.0, 3.0, 4.0]]
+
+    References:
+        - Li et al., "Interpreting and Improving Attention From the Perspective of
+          Large Kernel Convolution", [arXiv 2401.05738](
+          https://arxiv.org/abs/2401.05738), method section.
+    """
+    kernel = ops.convert_to_tensor(kernel)
+    check_kernel(kernel)
+    for name, size in (("height", height), ("width", width)):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"`{name}` must be a positive integer. Received: {name}={size!r}"
+            )
+    groups, tokens = kernel.shape[-1], height * width
+    kernel = ops.transpose(
+        fit_kernel(kernel, 2 * height - 1, 2 * width - 1), (2, 0, 1)
+    )
+    matrix = _toeplitz_axis(kernel, 1, height)  # g, i, k, column offset
+    matrix = _toeplitz_axis(matrix, 3, width)  # g, i, k, j, l
+    matrix = ops.transpose(matrix, (0, 1, 3, 2, 4))
+    return ops.reshape(matrix, (groups, tokens, tokens))
+
+
+def _toeplitz_axis(x, axis, size):
+    """Turn an axis of 2 * size - 1 offsets into axes (query, key) of `size` each.
+
+    Lines of 2 * size entries, repeated and read in lines one entry shorter, move by
+    one from line to line: a Toeplitz matrix without a gather, whose gradient needs
+    no scatter.
+    """
+    before, after = tuple(x.shape[:axis]), tuple(x.shape[axis + 1 :])
+    edge = (slice(None),) * axis
+    x = ops.pad(x, [(0, 0)] * axis + [(0, 1)] + [(0, 0)] * len(after))
+    x = ops.broadcast_to(
+        ops.expand_dims(x, axis), (*before, size, 2 * size, *after)
+    )
+    x = ops.reshape(x, (*before, 2 * size * size, *after))
+    x = x[(*edge, slice(size - 1, size - 1 + size * (2 * size - 1)))]
+    x = ops.reshape(x, (*before, size, 2 * size - 1, *after))
+    return x[(*edge, slice(None), slice(size))]

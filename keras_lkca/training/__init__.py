@@ -1,0 +1,5 @@
+"""Training on the small image datasets."""
+
+from keras_lkca.training.train import main, train
+
+__all__ = ["main", "train"]
