@@ -1,8 +1,8 @@
 """Large Kernel Convolutional Attention for Keras 3 (arXiv 2401.05738).
 
-    from keras_lkca import LKCAViT
+from keras_lkca import LKCAViT
 
-    model = LKCAViT.from_preset("lkca_vit_tiny", num_classes=100)
+model = LKCAViT.from_preset("lkca_vit_tiny", num_classes=100)
 """
 
 from keras_lkca import data, layers, models, ops, training

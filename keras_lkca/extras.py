@@ -2,6 +2,8 @@
 
 import importlib
 
+import keras
+
 
 def require(module, extra, distribution=None):
     """Import an optional package, or say how to install it.
@@ -22,3 +24,14 @@ def require(module, extra, distribution=None):
             f"This needs {name}, which is not installed. "
             f'Install it with: pip install "keras-lkca[{extra}]"'
         ) from error
+
+
+def require_tensorflow():
+    """Import TensorFlow, which must leave the GPU to another active backend."""
+    tf = require("tensorflow", "data")
+    if keras.config.backend() != "tensorflow":
+        try:
+            tf.config.set_visible_devices([], "GPU")
+        except RuntimeError:  # TensorFlow has started: too late, and no harm done
+            pass
+    return tf

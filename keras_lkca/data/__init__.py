@@ -5,9 +5,9 @@ from keras_lkca.data.datasets import (
     Dataset,
     describe,
     digits,
-    from_directory,
     load,
 )
+from keras_lkca.data.folders import from_directory
 from keras_lkca.data.pipeline import evaluation_pipeline, training_pipeline
 
 __all__ = [

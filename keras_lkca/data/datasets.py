@@ -3,11 +3,13 @@
 import dataclasses
 import os
 import pathlib
+import socket
+import urllib.request
 
-import keras
 import numpy as np
 
-from keras_lkca.extras import require
+from keras_lkca.data.folders import tiny_imagenet
+from keras_lkca.extras import require, require_tensorflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Dataset:
         mean: Mean of each channel, images scaled to [0, 1].
         std: Standard deviation of each channel, likewise.
         flip: Whether a mirrored image is still of its class.
+        host: Where its archive is downloaded from, if it has to be.
     """
 
     num_classes: int
@@ -27,22 +30,46 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
+    host: str = ""
 
 
 DATASETS = {
     "cifar10": Dataset(
-        10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+        num_classes=10,
+        input_shape=(32, 32, 3),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        host="www.cs.toronto.edu",
     ),
     "cifar100": Dataset(
-        100, (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+        num_classes=100,
+        input_shape=(32, 32, 3),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        host="www.cs.toronto.edu",
     ),
     "svhn_cropped": Dataset(
-        10, (32, 32, 3), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), flip=False
+        num_classes=10,
+        input_shape=(32, 32, 3),
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        flip=False,
+        host="ufldl.stanford.edu",
     ),
     "tiny_imagenet": Dataset(
-        200, (64, 64, 3), (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+        num_classes=200,
+        input_shape=(64, 64, 3),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        host="cs231n.stanford.edu",
     ),
-    "digits": Dataset(10, (8, 8, 1), (0.3054,), (0.3759,), flip=False),
+    "digits": Dataset(
+        num_classes=10,
+        input_shape=(8, 8, 1),
+        mean=(0.3054,),
+        std=(0.3759,),
+        flip=False,
+    ),
 }
 
 
@@ -102,16 +129,18 @@ def load(name: str, split: str = "train", data_dir=None):
     >>> len(data.load("digits", "train"))
     1400
     """
-    describe(name)
+    facts = describe(name)
     if split not in ("train", "test"):
-        raise ValueError(f"`split` must be 'train' or 'test'. Received: split={split!r}")
+        raise ValueError(
+            f"`split` must be 'train' or 'test'. Received: split={split!r}"
+        )
     tf = require_tensorflow()
     if name == "digits":
         images, labels = digits(split)
         return tf.data.Dataset.from_tensor_slices((images, labels))
     root = _data_root(data_dir)
     if name == "tiny_imagenet":
-        return _tiny_imagenet(tf, root, split)
+        return tiny_imagenet(root, split, facts)
     return _tfds(name, root, split)
 
 
@@ -137,7 +166,9 @@ def digits(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     ((397, 8, 8, 1), (397,))
     """
     if split not in ("train", "test"):
-        raise ValueError(f"`split` must be 'train' or 'test'. Received: split={split!r}")
+        raise ValueError(
+            f"`split` must be 'train' or 'test'. Received: split={split!r}"
+        )
     require("sklearn", "data", "scikit-learn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -150,97 +181,6 @@ def digits(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     )
     rows = train if split == "train" else test
     return images[rows], labels[rows]
-
-
-def from_directory(
-    directory,
-    image_size: tuple[int, int],
-    split: str = "train",
-    validation_split: float = 0.0,
-    seed: int = 0,
-):
-    """Load your own images from a folder that holds one folder a class.
-
-    Images are resized to `image_size`, cropped to its aspect ratio about their
-    centre, and converted to RGB. Classes are the folders' names in alphabetical
-    order.
-
-    Args:
-        directory: The folder, with `directory/<class>/<image>.jpg` (png, bmp, gif).
-        image_size: The (height, width) in pixels to resize to.
-        split: `"train"` or `"test"`.
-        validation_split: Float in [0, 1), the share of the images that is the split
-            "test" instead of "train", drawn with `seed`.
-        seed: Integer, seed of the draw and of the order.
-
-    Returns:
-        `tf.data.Dataset` of (uint8 image, int32 label), one at a time, and the list
-        of class names.
-
-    Raises:
-        ValueError: If the split is unknown, or `validation_split` is not as above.
-        FileNotFoundError: If there is no such folder, or a class without images.
-        ImportError: If TensorFlow is missing.
-
-    Example:
-
-    ```python
-    train, names = from_directory("pets/", (64, 64), validation_split=0.2)
-    test, _ = from_directory("pets/", (64, 64), "test", validation_split=0.2)
-    ```
-    """
-    tf = require_tensorflow()
-    if not 0 <= validation_split < 1:
-        raise ValueError(
-            "`validation_split` must lie in [0, 1). "
-            f"Received: validation_split={validation_split!r}"
-        )
-    if split not in ("train", "test") or (split == "test" and not validation_split):
-        raise ValueError(
-            "`split` must be 'train', or 'test' with a `validation_split` above 0. "
-            f"Received: split={split!r}, validation_split={validation_split!r}"
-        )
-    directory = pathlib.Path(directory).expanduser()
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"There is no such folder. Received: directory={str(directory)!r}"
-        )
-    classes = sorted(path for path in directory.iterdir() if path.is_dir())
-    empty = [path.name for path in classes if not any(map(_is_image, path.rglob("*")))]
-    if empty or not classes:
-        raise FileNotFoundError(
-            "`directory` must hold one folder a class, each with images "
-            f"({', '.join(_SUFFIXES)}); there are none in {empty or 'it'}. "
-            f"Received: directory={str(directory)!r}"
-        )
-    dataset = keras.utils.image_dataset_from_directory(
-        directory,
-        batch_size=None,
-        image_size=tuple(image_size),
-        seed=seed,
-        validation_split=validation_split or None,
-        subset={"train": "training", "test": "validation"}[split]
-        if validation_split
-        else None,
-        crop_to_aspect_ratio=True,
-        verbose=False,
-    )
-    return _as_uint8(tf, dataset), [path.name for path in classes]
-
-
-# What Keras's loader reads.
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-
-
-def _is_image(path):
-    return path.suffix.lower() in _SUFFIXES
-
-
-def _as_uint8(tf, dataset):
-    return dataset.map(
-        lambda image, label: (tf.cast(tf.round(image), tf.uint8), label),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
 
 
 def _data_root(data_dir):
@@ -266,13 +206,15 @@ def _tfds(name, root, split):
         builder = tfds.builder_from_directory(str(versions[-1].parent))
     else:
         try:
+            _check_network(DATASETS[name].host)
             builder = tfds.builder(name, data_dir=str(root))
             builder.download_and_prepare()
         except Exception as error:
             raise FileNotFoundError(
                 f"The dataset {name!r} is not in {root / name} and could not be "
-                "downloaded. Where there is a network, fetch it with\n"
-                f"    python -c \"import tensorflow_datasets as tfds; "
+                f"downloaded ({type(error).__name__}: {error}). Where there is a "
+                "network, fetch it with\n"
+                f'    python -c "import tensorflow_datasets as tfds; '
                 f"tfds.load('{name}', data_dir='{root}')\"\n"
                 "or point to a folder that holds it: --data-dir FOLDER, data_dir= or "
                 "the environment variable TFDS_DATA_DIR, with FOLDER/"
@@ -281,57 +223,7 @@ def _tfds(name, root, split):
     return builder.as_dataset(split=split, as_supervised=True)
 
 
-def _tiny_imagenet(tf, root, split):
-    folder = root if root.name == "tiny-imagenet-200" else root / "tiny-imagenet-200"
-    annotations = folder / "val" / "val_annotations.txt"
-    for path in (folder / "train", folder / "val" / "images", annotations):
-        if not path.exists():
-            raise FileNotFoundError(
-                f"The dataset 'tiny_imagenet' is not in {folder}: there is no {path}. "
-                "Fetch and unpack it with\n"
-                "    wget http://cs231n.stanford.edu/tiny-imagenet-200.zip\n"
-                f"    unzip tiny-imagenet-200.zip -d {folder.parent}\n"
-                "or point to the folder that holds tiny-imagenet-200: --data-dir "
-                "FOLDER, data_dir= or the environment variable TFDS_DATA_DIR."
-            )
-    height, width, _ = DATASETS["tiny_imagenet"].input_shape
-    classes = sorted(path.name for path in (folder / "train").iterdir())
-    expected = DATASETS["tiny_imagenet"].num_classes
-    if len(classes) != expected:
-        raise FileNotFoundError(
-            f"The dataset 'tiny_imagenet' has {expected} classes, but {folder}/train "
-            f"holds {len(classes)} folders: unpack the archive again."
-        )
-    options = {"batch_size": None, "image_size": (height, width), "verbose": False}
-    if split == "train":
-        dataset = keras.utils.image_dataset_from_directory(
-            folder / "train", seed=0, **options
-        )
-    else:
-        lines = annotations.read_text().splitlines()
-        class_of = dict(line.split("\t")[:2] for line in lines if line)
-        names = sorted(path.name for path in (folder / "val" / "images").iterdir())
-        unknown = [name for name in names if class_of.get(name) not in classes]
-        if unknown or not names:
-            raise FileNotFoundError(
-                f"{annotations} gives no known class for {unknown[:3] or 'any image'}: "
-                "unpack the archive again."
-            )
-        dataset = keras.utils.image_dataset_from_directory(
-            folder / "val" / "images",
-            labels=[classes.index(class_of[name]) for name in names],
-            shuffle=False,
-            **options,
-        )
-    return _as_uint8(tf, dataset)
-
-
-def require_tensorflow():
-    """Import TensorFlow, which must leave the GPU to another active backend."""
-    tf = require("tensorflow", "data")
-    if keras.config.backend() != "tensorflow":
-        try:
-            tf.config.set_visible_devices([], "GPU")
-        except RuntimeError:  # TensorFlow has started: too late, and no harm done
-            pass
-    return tf
+def _check_network(host):
+    """Fail within seconds where there is no network; TFDS tries for minutes."""
+    if not urllib.request.getproxies():
+        socket.create_connection((host, "http"), timeout=10).close()

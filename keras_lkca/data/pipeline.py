@@ -1,6 +1,6 @@
 """From (image, label) pairs to the batches that `model.fit` takes."""
 
-from keras_lkca.data.datasets import require_tensorflow
+from keras_lkca.extras import require_tensorflow
 from keras_lkca.layers.checks import check_positive_int
 
 # Decoded images that are kept in memory, and those that are shuffled at a time.

@@ -111,8 +111,12 @@ class SelfAttention(keras.layers.Layer):
             (-1, tokens, 3, self.num_heads, channels // self.num_heads),
         )
         query, key, value = ops.unstack(joint, 3, axis=2)
+        # JAX has no float16 attention on a CPU; bfloat16 is fine everywhere.
+        if self.compute_dtype == "float16":
+            query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
         mixed = ops.dot_product_attention(query, key, value)
         mixed = ops.reshape(mixed, (-1, tokens, channels))
+        mixed = ops.cast(mixed, self.compute_dtype)
         return self.dropout(self.projection(mixed), training=training)
 
     def compute_output_shape(self, input_shape):

@@ -89,7 +89,7 @@ class ViT(keras.Model):
         images, x = patch_tokens(
             input_shape, patch_size, embed_dim, image_mean, image_std, policy
         )
-        grid = x.shape[1:]
+        grid = x.shape[1:3]
         x = keras.layers.Reshape((-1, embed_dim), dtype=policy, name="tokens")(x)
         x = ClassToken(dtype=policy, name="class_token")(x)
         x = PositionEmbedding(dtype=policy, name="positions")(x)

@@ -72,9 +72,7 @@ def attention_matrix(kernel, height, width):
                 f"`{name}` must be a positive integer. Received: {name}={size!r}"
             )
     groups, tokens = kernel.shape[-1], height * width
-    kernel = ops.transpose(
-        fit_kernel(kernel, 2 * height - 1, 2 * width - 1), (2, 0, 1)
-    )
+    kernel = ops.transpose(fit_kernel(kernel, 2 * height - 1, 2 * width - 1), (2, 0, 1))
     matrix = _toeplitz_axis(kernel, 1, height)  # g, i, k, column offset
     matrix = _toeplitz_axis(matrix, 3, width)  # g, i, k, j, l
     matrix = ops.transpose(matrix, (0, 1, 3, 2, 4))
@@ -91,9 +89,7 @@ def _toeplitz_axis(x, axis, size):
     before, after = tuple(x.shape[:axis]), tuple(x.shape[axis + 1 :])
     edge = (slice(None),) * axis
     x = ops.pad(x, [(0, 0)] * axis + [(0, 1)] + [(0, 0)] * len(after))
-    x = ops.broadcast_to(
-        ops.expand_dims(x, axis), (*before, size, 2 * size, *after)
-    )
+    x = ops.broadcast_to(ops.expand_dims(x, axis), (*before, size, 2 * size, *after))
     x = ops.reshape(x, (*before, 2 * size * size, *after))
     x = x[(*edge, slice(size - 1, size - 1 + size * (2 * size - 1)))]
     x = ops.reshape(x, (*before, size, 2 * size - 1, *after))

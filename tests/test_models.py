@@ -1,0 +1,332 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKENDS
+
+from keras_lkca import LKCAViT, ViT, list_presets
+from keras_lkca.models import PRESETS, attention_block, lkca_block, lkca_trunk
+from keras_lkca.models.presets import default_patch_size
+
+CLASSES = {"LKCAViT": LKCAViT, "ViT": ViT}
+SMALL = {"depth": 2, "embed_dim": 16}
+COUNTS = [
+    (preset, *counted, count)
+    for preset, row in PRESETS.items()
+    for counted, count in row.parameters.items()
+]
+
+
+@pytest.fixture(params=CLASSES)
+def model_class(request):
+    return CLASSES[request.param]
+
+
+def images(rng, *shape):
+    return rng.integers(0, 256, shape or (4, 32, 32, 3)).astype("uint8")
+
+
+def with_random_weights(model, rng):
+    """New LKCA kernels are zeros, which would hide what they do."""
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize(("preset", "size", "patch", "classes", "count"), COUNTS)
+def test_preset_parameter_counts(preset, size, patch, classes, count):
+    model = CLASSES[PRESETS[preset].model].from_preset(
+        preset, input_shape=(size, size, 3), num_classes=classes
+    )
+    assert model.count_params() == count
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == count
+    assert model.get_config()["patch_size"] == patch
+
+
+def test_the_published_counts_stand_in_the_table():
+    assert PRESETS["lkca_vit_tiny"].parameters[64, 8, 200] == 1_073_225
+    assert PRESETS["vit_tiny"].parameters[64, 8, 200] == 1_106_288
+    assert len(COUNTS) == 7 * 3 + 6 * 2
+
+
+def test_list_presets():
+    assert list_presets() == list(PRESETS)
+    assert set(list_presets("LKCAViT")) | set(list_presets("ViT")) == set(PRESETS)
+    assert all(name.startswith("lkca") for name in list_presets("LKCAViT"))
+    with pytest.raises(ValueError, match="`model` must be one of.*'CNN'"):
+        list_presets("CNN")
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [
+        ((32, 32, 3), 4),
+        ((64, 64, 3), 8),
+        ((64, 32, 3), 4),
+        ((8, 8, 1), 1),
+        ((4, 4, 1), 1),
+        ((28, 28, 1), 2),
+        ((224, 224, 3), 28),
+        ((37, 37, 3), 1),
+    ],
+)
+def test_default_patch_size(shape, patch):
+    assert default_patch_size(shape) == patch
+
+
+def test_overrides_of_a_preset():
+    model = LKCAViT.from_preset(
+        "lkca_vit_05m", input_shape=(16, 32, 1), patch_size=(4, 8), num_kernels=4
+    )
+    assert model.get_layer("block_0_lkca").kernel.shape == (7, 7, 4)
+    assert model.input_shape == (None, 16, 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("cls", "preset", "message"),
+    [
+        (LKCAViT, "lkca_vit_tny", r"no such preset.*'lkca_vit_tiny'.*'lkca_vit_tny'"),
+        (ViT, "vit_smal", r"no such preset.*'vit_small'.*'vit_smal'"),
+        (LKCAViT, "xyz", "no such preset.*'lkca_vit_05m'.*'xyz'"),
+        (LKCAViT, "vit_tiny", "preset of ViT: use ViT.from_preset"),
+        (ViT, "lkca_vit_tiny", "preset of LKCAViT: use LKCAViT.from_preset"),
+    ],
+)
+def test_unknown_presets(cls, preset, message):
+    with pytest.raises(ValueError, match=message):
+        cls.from_preset(preset)
+
+
+def test_non_square_images(model_class, rng):
+    model = model_class(input_shape=(16, 24, 1), patch_size=(4, 8), **SMALL)
+    assert model(images(rng, 2, 16, 24, 1)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", None])
+def test_without_the_top(model_class, pooling, rng):
+    model = model_class(
+        input_shape=(16, 24, 3), include_top=False, pooling=pooling, **SMALL
+    )
+    expected = (None, 16) if pooling else (None, 4, 6, 16)
+    assert model.output_shape == expected
+    assert model(images(rng, 2, 16, 24, 3)).shape == (2, *expected[1:])
+
+
+def test_vit_feature_map_leaves_out_the_class_token(rng):
+    whole = ViT(include_top=False, pooling=None, drop_path_rate=0, **SMALL)
+    tokens = keras.Model(whole.input, whole.get_layer("block_1_mlp_add").output)
+    x = images(rng)
+    np.testing.assert_array_equal(
+        whole.predict(x, verbose=0).reshape(4, 64, 16),
+        tokens.predict(x, verbose=0)[:, 1:],
+    )
+
+
+def test_poolings_differ(rng):
+    x = images(rng)
+    for model_class, poolings in ((LKCAViT, ("avg", "max")), (ViT, ("token", "avg"))):
+        outs = []
+        for pooling in poolings:
+            keras.utils.set_random_seed(1)
+            model = model_class(pooling=pooling, **SMALL)
+            outs.append(model.predict(x, verbose=0))
+        assert np.abs(outs[0] - outs[1]).max() > 1e-3
+
+
+def test_uint8_and_float_images_mean_the_same(model_class, rng):
+    model = with_random_weights(model_class(**SMALL), rng)
+    x = images(rng)
+    np.testing.assert_array_equal(
+        model.predict(x, verbose=0), model.predict(x.astype("float32"), verbose=0)
+    )
+
+
+def test_images_are_normalised_inside(model_class, rng):
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
+    model = model_class(image_mean=mean, image_std=std, **SMALL)
+    x = images(rng)
+    normalize = keras.Model(model.input, model.get_layer("normalize").output)
+    np.testing.assert_allclose(
+        normalize.predict(x, verbose=0),
+        (x / 255 - np.array(mean)) / np.array(std),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    default = model_class(**SMALL).get_layer("normalize")
+    ends = np.array([0.0, 255.0], "float32").reshape(2, 1, 1, 1).repeat(3, -1)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(default(ends))[:, 0, 0, 0], [-1, 1], atol=1e-6
+    )
+
+
+def test_classifier_activation(model_class, rng):
+    x = images(rng)
+    model = with_random_weights(model_class(**SMALL), rng)
+    soft = model_class(classifier_activation="softmax", **SMALL)
+    soft.set_weights(model.get_weights())
+    logits = model.predict(x, verbose=0).astype("float64")
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(soft.predict(x, verbose=0), expected, rtol=1e-4)
+
+
+def test_config_is_the_constructor_s_arguments(model_class):
+    model = model_class(
+        input_shape=(16, 24, 3),
+        num_classes=7,
+        patch_size=(4, 8),
+        image_mean=(0.1, 0.2, 0.3),
+        classifier_activation="softmax",
+        name="mine",
+        dtype="mixed_bfloat16",
+        **SMALL,
+    )
+    config = json.loads(json.dumps(model.get_config()))
+    again = model_class.from_config(config)
+    assert json.loads(json.dumps(again.get_config())) == config
+    assert config["embed_dim"] == 16 and config["name"] == "mine"
+    assert again.dtype_policy.name == "mixed_bfloat16"
+    assert [w.path for w in again.weights] == [w.path for w in model.weights]
+
+
+def test_trains_saves_and_loads(model_class, rng, tmp_path):
+    model = with_random_weights(model_class(**SMALL), rng)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = images(rng), np.arange(4)
+    loss = model.fit(x, y, batch_size=2, verbose=0).history["loss"][0]
+    assert np.isfinite(loss)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is model_class
+    assert loaded.get_config() == model.get_config()
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    loaded.fit(x, y, batch_size=2, verbose=0)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(model_class, policy, rng):
+    exact = with_random_weights(model_class(**SMALL), rng)
+    model = model_class(dtype=policy, **SMALL)
+    model.set_weights(exact.get_weights())
+    x = images(rng)
+    out = model.predict(x, verbose=0)
+    assert out.dtype == "float32"
+    expected = exact.predict(x, verbose=0)
+    np.testing.assert_allclose(out, expected, atol=0.05 * np.abs(expected).max())
+    assert model.get_layer("block_0_mlp_norm").compute_dtype == policy[6:]
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert np.isfinite(model.fit(x, np.arange(4), verbose=0).history["loss"][0])
+
+
+def test_global_policy_is_taken_and_kept(model_class):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = model_class(**SMALL)
+    keras.config.set_dtype_policy("float32")
+    assert model.dtype_policy.name == "mixed_bfloat16"
+    again = model_class.from_config(model.get_config())
+    assert again.dtype_policy.name == "mixed_bfloat16"
+    plain = model_class.from_config({**model.get_config(), "dtype": "float32"})
+    assert plain.get_layer("block_0_mlp_norm").compute_dtype == "float32"
+
+
+def test_a_new_lkca_block_adds_its_mlp_alone(rng):
+    x = rng.normal(size=(2, 4, 4, 8)).astype("float32")
+    inputs = keras.Input((4, 4, 8))
+    model = keras.Model(inputs, lkca_block(inputs, name="b"))
+    mixed = keras.Model(inputs, model.get_layer("b_mixer_add").output)
+    np.testing.assert_array_equal(mixed.predict(x, verbose=0), x)
+
+
+def test_blocks_compose_by_hand(rng):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(16, 3, padding="same")(inputs)
+    x = lkca_trunk(x, 2, num_kernels=4, kernel_size=5, dropout_rate=0.1)
+    x = lkca_block(x, drop_path_rate=0.2)
+    x = keras.layers.Reshape((64, 16))(x)
+    x = attention_block(x, 4, dropout_rate=0.1)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x))
+    model.compile("adam", "mse")
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    assert np.isfinite(model.fit(x, np.ones((2, 16)), verbose=0).history["loss"][0])
+
+
+def test_dropout_layers_are_there_only_when_asked_for(model_class):
+    def dropouts(**arguments):
+        model = model_class(**SMALL, **arguments)
+        return [x for x in model.layers if isinstance(x, keras.layers.Dropout)]
+
+    assert not dropouts()
+    assert len(dropouts(dropout_rate=0.1)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_shape": (30, 32, 3)}, "height must be divisible by `patch_size`"),
+        ({"input_shape": (32, 32)}, "`input_shape` must be"),
+        ({"input_shape": (None, 32, 3)}, "`input_shape` must be a positive integer"),
+        ({"num_classes": 0}, "`num_classes` must be a positive integer"),
+        ({"depth": 0}, "`depth` must be a positive integer"),
+        ({"embed_dim": 1.5}, "`embed_dim` must be a positive integer"),
+        ({"mlp_ratio": 0}, "`mlp_ratio` must leave"),
+        ({"drop_path_rate": 1.1}, r"`rate` must lie in \[0, 1\]"),
+        ({"dropout_rate": -0.1}, r"`dropout_rate` must lie in \[0, 1\]"),
+        ({"pooling": "sum"}, "`pooling` must be one of.*'sum'"),
+        ({"pooling": None}, "`pooling` must be one of.*include_top=False"),
+        ({"image_mean": (0.5, 0.5)}, "`image_mean` must be a number or 3"),
+        ({"image_mean": 127.0}, "`image_mean` must be a number or 3.*127.0"),
+        ({"image_std": 0}, "`image_std` must be above zero"),
+    ],
+)
+def test_bad_arguments(model_class, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model_class(**{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_size": 4}, "`kernel_size` must be odd"),
+        ({"num_kernels": 3}, "`num_kernels` must divide"),
+        ({"method": "conv"}, "`method` must be one of"),
+    ],
+)
+def test_bad_lkca_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LKCAViT(**SMALL, **arguments)
+
+
+def test_channels_first_is_refused(model_class):
+    keras.config.set_image_data_format("channels_first")
+    with pytest.raises(ValueError, match="channels_last"):
+        model_class(**SMALL)
+
+
+PREDICT = """
+import sys, keras, numpy as np
+import keras_lkca
+folder = sys.argv[1]
+for name in ("LKCAViT", "ViT"):
+    model = keras.models.load_model(f"{folder}/{name}.keras")
+    np.save(f"{folder}/{name}-{keras.config.backend()}.npy",
+            model.predict(np.load(f"{folder}/images.npy"), verbose=0))
+"""
+
+
+def test_a_saved_model_loads_under_the_other_backends(run_python, rng, tmp_path):
+    x = images(rng)
+    np.save(tmp_path / "images.npy", x)
+    here = {}
+    for name, model_class in CLASSES.items():
+        model = with_random_weights(model_class(**SMALL), rng)
+        model.save(tmp_path / f"{name}.keras")
+        here[name] = model.predict(x, verbose=0)
+        assert here[name].std() > 0.01
+    for backend in set(BACKENDS) - {keras.config.backend()}:
+        run_python("-c", PREDICT, tmp_path, backend=backend)
+        for name, expected in here.items():
+            there = np.load(tmp_path / f"{name}-{backend}.npy")
+            np.testing.assert_allclose(there, expected, rtol=0, atol=1e-5)

@@ -1,0 +1,193 @@
+import keras
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_lkca.ops import attention_matrix, large_kernel_conv
+
+METHODS = ("depthwise", "toeplitz", "auto")
+
+# (batch, height, width, channels), (kh, kw, groups)
+CASES = {
+    "global": ((2, 4, 4, 6), (7, 7, 1)),
+    "non-square": ((2, 3, 5, 6), (5, 9, 1)),
+    "tall": ((2, 6, 2, 6), (11, 3, 2)),
+    "row": ((2, 1, 6, 4), (1, 11, 1)),
+    "column": ((2, 6, 1, 4), (11, 1, 2)),
+    "one token": ((2, 1, 1, 4), (1, 1, 4)),
+    "local": ((2, 5, 6, 6), (3, 3, 1)),
+    "local wide": ((2, 5, 6, 6), (1, 5, 3)),
+    "pointwise": ((2, 3, 4, 6), (1, 1, 6)),
+    "larger than global": ((2, 3, 4, 6), (9, 11, 2)),
+    "larger one way": ((2, 3, 4, 6), (9, 3, 1)),
+    "two groups": ((2, 4, 3, 6), (7, 5, 2)),
+    "group a channel": ((2, 4, 3, 6), (7, 5, 6)),
+    "batch of one": ((1, 4, 3, 2), (7, 5, 1)),
+}
+
+
+def draw(rng, *shapes):
+    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
+def check_against_reference(shape, kernel_shape, method, jit=False, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs, kernel, upstream = draw(rng, shape, kernel_shape, shape)
+    out, by_inputs, by_kernel = reference.gradients(
+        lambda x, k: large_kernel_conv(x, k, method), (inputs, kernel), upstream, jit
+    )
+    expected = (
+        reference.conv(inputs, kernel),
+        *reference.conv_gradients(inputs, kernel, upstream),
+    )
+    for actual, wanted in zip((out, by_inputs, by_kernel), expected, strict=True):
+        assert actual.shape == wanted.shape
+        np.testing.assert_allclose(
+            actual, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max() + 1e-6
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_equal_the_definition(case, method):
+    check_against_reference(*CASES[case], method)
+
+
+@pytest.mark.parametrize("method", ["depthwise", "toeplitz"])
+@pytest.mark.parametrize("case", ["non-square", "two groups", "larger one way"])
+def test_the_same_when_compiled(case, method):
+    check_against_reference(*CASES[case], method, jit=True)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    half_kernel=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    groups=st.integers(1, 4),
+    group_channels=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    method=st.sampled_from(["depthwise", "toeplitz"]),
+)
+def test_any_shape(grid, half_kernel, groups, group_channels, seed, method):
+    kernel_shape = (2 * half_kernel[0] + 1, 2 * half_kernel[1] + 1, groups)
+    check_against_reference((2, *grid, groups * group_channels), kernel_shape, method)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_matrix_equals_the_definition(case, rng):
+    (_, height, width, _), kernel_shape = CASES[case]
+    (kernel,) = draw(rng, kernel_shape)
+    matrix = keras.ops.convert_to_numpy(attention_matrix(kernel, height, width))
+    np.testing.assert_array_equal(matrix, reference.matrix(kernel, height, width))
+
+
+def test_attention_matrix_applies_the_operator(rng):
+    inputs, kernel = draw(rng, (2, 3, 4, 6), (5, 7, 2))
+    matrix = keras.ops.convert_to_numpy(attention_matrix(kernel, 3, 4))
+    tokens = inputs.reshape(2, 12, 2, 3)
+    mixed = np.einsum("gqk,bkgc->bqgc", matrix, tokens).reshape(inputs.shape)
+    out = large_kernel_conv(inputs, kernel)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(out), mixed, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtypes_keep_the_input_s_dtype_and_have_gradients(dtype, method, rng):
+    inputs, kernel, upstream = draw(rng, (2, 4, 3, 4), (7, 5, 2), (2, 4, 3, 4))
+
+    def cast_and_apply(x, k):
+        out = large_kernel_conv(keras.ops.cast(x, dtype), k, method)
+        assert keras.backend.standardize_dtype(out.dtype) == dtype
+        return out
+
+    out, by_inputs, by_kernel = reference.gradients(
+        cast_and_apply, (inputs, kernel), upstream
+    )
+    tolerance = {"float16": 5e-3, "bfloat16": 4e-2, "float32": 1e-5}[dtype]
+    expected = (
+        reference.conv(inputs, kernel),
+        *reference.conv_gradients(inputs, kernel, upstream),
+    )
+    for actual, wanted in zip((out, by_inputs, by_kernel), expected, strict=True):
+        np.testing.assert_allclose(
+            actual, wanted, rtol=tolerance, atol=tolerance * np.abs(wanted).max()
+        )
+
+
+@pytest.mark.parametrize("method", ["depthwise", "auto"])
+def test_dynamic_height_and_width(method, rng):
+    (kernel,) = draw(rng, (5, 5, 2))
+    images = keras.Input((None, None, 4))
+    model = keras.Model(images, large_kernel_conv(images, kernel, method))
+    assert model.output_shape == (None, None, None, 4)
+    for shape in [(2, 3, 4, 4), (1, 6, 2, 4)]:
+        (inputs,) = draw(rng, shape)
+        np.testing.assert_allclose(
+            model.predict(inputs, verbose=0),
+            reference.conv(inputs, kernel),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dynamic_batch_in_a_functional_model(method, rng):
+    (kernel,) = draw(rng, (7, 9, 2))
+    images = keras.Input((4, 5, 4))
+    model = keras.Model(images, large_kernel_conv(images, kernel, method))
+    assert model.output_shape == (None, 4, 5, 4)
+    for batch in (1, 3):
+        (inputs,) = draw(rng, (batch, 4, 5, 4))
+        np.testing.assert_allclose(
+            model.predict(inputs, verbose=0),
+            reference.conv(inputs, kernel),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_shape", "method", "message"),
+    [
+        ((4, 4, 6), (7, 7, 1), "auto", r"`inputs` must have rank 4.*\(4, 4, 6\)"),
+        ((2, 4, 4, 6), (7, 7), "auto", r"`kernel` must have rank 3.*\(7, 7\)"),
+        ((2, 4, 4, 6), (6, 7, 1), "auto", r"odd extents.*\(6, 7, 1\)"),
+        ((2, 4, 4, 6), (7, 4, 1), "auto", r"odd extents.*\(7, 4, 1\)"),
+        ((2, 4, 4, 6), (7, 7, 4), "auto", r"divide the channels.*\(7, 7, 4\)"),
+        ((2, 4, 4, 6), (7, 7, 0), "auto", r"`kernel` must have.*\(7, 7, 0\)"),
+        ((2, 4, 4, 6), (7, 7, 1), "fourier", r"`method` must be.*'fourier'"),
+    ],
+)
+def test_bad_operands(shape, kernel_shape, method, message):
+    with pytest.raises(ValueError, match=message):
+        large_kernel_conv(np.ones(shape, "f4"), np.ones(kernel_shape, "f4"), method)
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match="floating-point dtype.*uint8"):
+        large_kernel_conv(np.ones((1, 2, 2, 1), "uint8"), np.ones((3, 3, 1), "f4"))
+
+
+def test_toeplitz_needs_a_static_grid():
+    with pytest.raises(ValueError, match="'toeplitz' needs a static.*'depthwise'"):
+        large_kernel_conv(
+            keras.Input((None, 4, 2)), np.ones((3, 3, 1), "f4"), "toeplitz"
+        )
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, None])
+def test_attention_matrix_bad_grid(size):
+    kernel = np.ones((3, 3, 1), "float32")
+    with pytest.raises(ValueError, match="`height` must be a positive integer"):
+        attention_matrix(kernel, size, 3)
+    with pytest.raises(ValueError, match="`width` must be a positive integer"):
+        attention_matrix(kernel, 3, size)
+
+
+def test_attention_matrix_bad_kernel():
+    with pytest.raises(ValueError, match=r"odd extents.*\(2, 3, 1\)"):
+        attention_matrix(np.ones((2, 3, 1), "float32"), 3, 3)

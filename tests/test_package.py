@@ -1,0 +1,136 @@
+"""What the package promises as a whole: imports, documentation, layout."""
+
+import doctest
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import tomllib
+
+import keras
+import pytest
+from conftest import BACKENDS, ROOT
+
+import keras_lkca
+from keras_lkca.models import PRESETS
+
+MODULES = ["keras_lkca"] + [
+    module.name for module in pkgutil.walk_packages(keras_lkca.__path__, "keras_lkca.")
+]
+
+BARE = """
+import importlib.abc, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    names = set(sys.argv[1:])
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+import numpy as np, keras, keras_lkca
+model = keras_lkca.LKCAViT(depth=2, embed_dim=16)
+model.compile("adam", "sparse_categorical_crossentropy")
+x = np.zeros((2, 32, 32, 3), "uint8")
+model.fit(x, np.array([0, 1]), verbose=0)
+assert model.predict(x, verbose=0).shape == (2, 10)
+from keras_lkca import data, training
+for call in (data.digits, data.load, training.train):
+    try:
+        call("digits" if call is not data.digits else "train")
+    except ImportError as error:
+        assert 'pip install "keras-lkca[' in str(error), error
+    else:
+        raise AssertionError("a missing package was not noticed")
+assert not Block.names & {name.split(".")[0] for name in sys.modules}
+print("bare")
+"""
+
+
+def test_needs_keras_numpy_and_one_backend_alone(run_python):
+    optional = {"tensorflow_datasets", "sklearn", "matplotlib", "PIL"}
+    blocked = (optional | set(BACKENDS)) - {keras.config.backend()}
+    assert "bare" in run_python("-c", BARE, *sorted(blocked))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def public_objects():
+    for name in ("ops", "layers", "models", "data", "training"):
+        module = importlib.import_module(f"keras_lkca.{name}")
+        for public in module.__all__:
+            if inspect.isclass(o := getattr(module, public)) or callable(o):
+                yield pytest.param(o, id=f"{name}.{public}")
+
+
+@pytest.mark.parametrize("thing", list(public_objects()))
+def test_public_docstrings_are_whole(thing):
+    doc = inspect.getdoc(thing)
+    if isinstance(thing, type) and issubclass(thing, keras.layers.Layer):
+        order = ["Args", "Input shape", "Output shape", "Raises", "Example"]
+        order.append("References")
+    elif isinstance(thing, type):
+        order = ["Attributes"]
+    else:
+        order = ["Args", "Returns"]
+    places = [doc.find(f"\n{part}:\n") for part in order]
+    assert -1 not in places, dict(zip(order, places, strict=True))
+    assert places == sorted(places)
+
+
+def test_nothing_imports_keras_src():
+    for path in (ROOT / "keras_lkca").rglob("*.py"):
+        assert "keras.src" not in path.read_text(), path
+
+
+def test_backend_specific_code_has_one_place():
+    """TensorFlow is imported for tf.data alone; the other backends never."""
+    pattern = re.compile(r"^\s*(?:import|from) (tensorflow|jax|torch)\b", re.M)
+    for path in (ROOT / "keras_lkca").rglob("*.py"):
+        assert not pattern.search(path.read_text()), path
+
+
+def readme():
+    return (ROOT / "README.md").read_text()
+
+
+def test_readme_example_runs(run_python, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", readme(), re.S)
+    assert blocks
+    for block in blocks:
+        script = tmp_path / "example.py"
+        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
+        run_python(script)
+
+
+def test_readme_names_the_commands():
+    for command in ("make demo", "make test"):
+        assert command in readme()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_readme_preset_table(preset):
+    row = PRESETS[preset]
+    (line,) = re.findall(rf"^\| `{preset}` .*$", readme(), re.M)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    counts = [f"{n:,}" for n in row.parameters.values()]
+    assert cells[1:6] == [
+        row.paper_name or "",
+        *map(str, (row.embed_dim, row.depth, row.num_heads, row.mlp_ratio)),
+    ]
+    assert [cell for cell in cells[6:] if cell] == counts
+
+
+def test_version_and_extras():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", keras_lkca.__version__)
+    extras = {"tensorflow", "jax", "torch", "data", "plot", "docs", "test"}
+    assert set(project["optional-dependencies"]) == extras
+    assert pathlib.Path(ROOT / "LICENSE").read_text().strip().startswith("Apache")
