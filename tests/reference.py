@@ -74,6 +74,9 @@ def gradients(function, arrays, upstream, jit=False):
     else:
         import torch
 
+        if jit:  # traced without a break, as a compiler needs it
+            torch.compiler.reset()
+            function = torch.compile(function, fullgraph=True, backend="eager")
         tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
         out = function(*tensors)
         out.backward(torch.tensor(upstream, dtype=out.dtype))

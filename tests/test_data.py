@@ -141,6 +141,19 @@ def test_bad_pipeline_arguments(arguments, message):
         )
 
 
+def test_images_of_many_sizes_are_refused():
+    dataset = numbered(20).map(lambda x, y: (tf.ensure_shape(x, (8, 8, 3)), y))
+    ragged = tf.data.Dataset.from_generator(
+        lambda: iter(dataset),
+        output_signature=(
+            tf.TensorSpec((None, None, 3), "uint8"),
+            tf.TensorSpec((), "int64"),
+        ),
+    )
+    with pytest.raises(ValueError, match="one known shape.*None"):
+        data.training_pipeline(ragged, 4, num_classes=20)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="`name` must be one of.*'imagenet'"):
         data.load("imagenet")
@@ -157,8 +170,12 @@ def test_from_directory(tmp_path):
     for index in range(10):
         write_image(tmp_path / "cat" / f"{index}.png", (200, 0, 0))
         write_image(tmp_path / "dog" / "more" / f"{index}.jpg", (0, 0, 200))
-    dataset, names = data.from_directory(tmp_path, (6, 4))
-    assert names == ["cat", "dog"]
+    write_image(tmp_path / ".thumbnails" / "0.png", (0, 200, 0))
+    dataset, facts = data.from_directory(tmp_path, (6, 4))
+    assert facts.class_names == ("cat", "dog") and facts.num_classes == 2
+    assert facts.input_shape == (6, 4, 3)
+    np.testing.assert_allclose(facts.mean, np.array([100, 0, 100]) / 255, atol=0.02)
+    np.testing.assert_allclose(facts.std, np.array([100, 0, 100]) / 255, atol=0.02)
     assert len(dataset) == 20
     for image, label in dataset:
         assert image.shape == (6, 4, 3) and image.dtype == tf.uint8
@@ -184,7 +201,7 @@ def test_from_directory_splits(tmp_path):
 
 
 def test_from_directory_bad_input(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder.*missing"):
+    with pytest.raises(FileNotFoundError, match="`directory` is no folder.*missing"):
         data.from_directory(tmp_path / "missing", (8, 8))
     with pytest.raises(FileNotFoundError, match="one folder a class"):
         data.from_directory(tmp_path, (8, 8))
@@ -194,8 +211,15 @@ def test_from_directory_bad_input(tmp_path):
         data.from_directory(tmp_path, (8, 8))
     with pytest.raises(ValueError, match="`split` must be 'train', or 'test' with"):
         data.from_directory(tmp_path, (8, 8), "test")
-    with pytest.raises(ValueError, match=r"`validation_split` must lie in \[0, 1\)"):
-        data.from_directory(tmp_path, (8, 8), validation_split=1.0)
+    for share in (1.0, -0.1, "0.2"):
+        with pytest.raises(ValueError, match="`validation_split` must be|lie"):
+            data.from_directory(tmp_path, (8, 8), validation_split=share)
+    for size in (0, (8, 0), "8"):
+        with pytest.raises(ValueError, match="`image_size` must be"):
+            data.from_directory(tmp_path, size)
+    (tmp_path / "b").rmdir()
+    with pytest.raises(ValueError, match="'test' none of the 1 images"):
+        data.from_directory(tmp_path, (8, 8), "test", validation_split=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +291,11 @@ def test_a_dataset_that_is_nowhere_says_where_it_looked(tmp_path, monkeypatch):
         data.load("svhn_cropped", "test")
     with pytest.raises(FileNotFoundError, match="`data_dir` is no folder.*missing"):
         data.load("cifar10", "train", tmp_path / "missing")
+
+
+def test_a_damaged_dataset_says_so(tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="(?s)is damaged.*tfds.load"):
+        data.load("cifar10", "train", tmp_path)

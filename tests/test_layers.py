@@ -318,6 +318,16 @@ def test_patch_embedding_bad_shapes(shape, message):
         PatchEmbedding(4, 8).build(shape)
 
 
+def test_patch_embedding_checks_later_images_too():
+    layer = PatchEmbedding(4, 8)
+    layer.build((None, 32, 32, 3))
+    assert layer(np.ones((1, 16, 8, 3), "float32")).shape == (1, 4, 2, 8)
+    with pytest.raises(ValueError, match="height must be divisible"):
+        layer(np.ones((1, 30, 32, 3), "float32"))
+    with pytest.raises(ValueError, match="width must be divisible"):
+        layer.compute_output_shape((None, 32, 30, 3))
+
+
 def test_patch_embedding_bad_arguments():
     with pytest.raises(ValueError, match="`patch_size` must be a positive.*0"):
         PatchEmbedding(0, 8)
@@ -333,6 +343,12 @@ def test_position_embedding_adds(rng):
     big = PositionEmbedding()
     big.build((None, 40, 40, 10))
     assert abs(numpy(big.embeddings).std() - 1) < 0.05
+
+
+def test_integer_input_is_promoted():
+    layer = PositionEmbedding()
+    out = layer(keras.ops.ones((2, 3, 4, 5), "uint8"))
+    np.testing.assert_allclose(numpy(out)[0], 1 + numpy(layer.embeddings), rtol=1e-6)
 
 
 def test_position_embedding_bad_shapes(rng):
@@ -410,6 +426,9 @@ def test_self_attention_bad_input():
         SelfAttention(2).build((None, 5, 5, 8))
     with pytest.raises(ValueError, match="`num_heads` must be a positive"):
         SelfAttention(0)
+    for rate in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"`dropout_rate` must lie in \[0, 1\]"):
+            SelfAttention(2, dropout_rate=rate)
 
 
 @pytest.mark.parametrize(

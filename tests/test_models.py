@@ -99,6 +99,12 @@ def test_unknown_presets(cls, preset, message):
         cls.from_preset(preset)
 
 
+@pytest.mark.parametrize("shape", [32, (32, 32), (None, None, 3), "32"])
+def test_bad_input_shape_of_a_preset(shape):
+    with pytest.raises(ValueError, match="`input_shape` must be"):
+        LKCAViT.from_preset("lkca_vit_05m", input_shape=shape)
+
+
 def test_non_square_images(model_class, rng):
     model = model_class(input_shape=(16, 24, 1), patch_size=(4, 8), **SMALL)
     assert model(images(rng, 2, 16, 24, 1)).shape == (2, 10)
@@ -190,6 +196,21 @@ def test_config_is_the_constructor_s_arguments(model_class):
     assert [w.path for w in again.weights] == [w.path for w in model.weights]
 
 
+def test_numpy_arguments_are_as_good_as_python_s(model_class, tmp_path):
+    model = model_class(
+        input_shape=tuple(np.array([32, 32, 3])),
+        num_classes=np.int64(3),
+        image_mean=np.array([0.1, 0.2, 0.3]),
+        image_std=np.float32(0.5),
+        drop_path_rate=np.float32(0.25),
+        **SMALL,
+    )
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    assert model.get_config()["image_mean"] == (0.1, 0.2, 0.3)
+
+
 def test_trains_saves_and_loads(model_class, rng, tmp_path):
     model = with_random_weights(model_class(**SMALL), rng)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -271,13 +292,18 @@ def test_dropout_layers_are_there_only_when_asked_for(model_class):
         ({"num_classes": 0}, "`num_classes` must be a positive integer"),
         ({"depth": 0}, "`depth` must be a positive integer"),
         ({"embed_dim": 1.5}, "`embed_dim` must be a positive integer"),
-        ({"mlp_ratio": 0}, "`mlp_ratio` must leave"),
-        ({"drop_path_rate": 1.1}, r"`rate` must lie in \[0, 1\]"),
+        ({"input_shape": 32}, "`input_shape` must be"),
+        ({"mlp_ratio": 0}, "`mlp_ratio` must be a positive number"),
+        ({"mlp_ratio": "2"}, "`mlp_ratio` must be a positive number.*'2'"),
+        ({"mlp_ratio": float("nan")}, "`mlp_ratio` must be a positive number"),
+        ({"drop_path_rate": 1.1}, r"`drop_path_rate` must lie in \[0, 1\].*1.1"),
+        ({"drop_path_rate": -1}, r"`drop_path_rate` must lie in \[0, 1\].*-1"),
         ({"dropout_rate": -0.1}, r"`dropout_rate` must lie in \[0, 1\]"),
         ({"pooling": "sum"}, "`pooling` must be one of.*'sum'"),
         ({"pooling": None}, "`pooling` must be one of.*include_top=False"),
         ({"image_mean": (0.5, 0.5)}, "`image_mean` must be a number or 3"),
         ({"image_mean": 127.0}, "`image_mean` must be a number or 3.*127.0"),
+        ({"image_mean": "grey"}, "`image_mean` must be a number or 3.*'grey'"),
         ({"image_std": 0}, "`image_std` must be above zero"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 
 import keras
@@ -58,7 +59,8 @@ def test_the_schedule_warms_up_and_anneals():
         optimizer.get_config()["learning_rate"]
     )
     rates = [float(schedule(step)) for step in (0, 50, 100, 550, 1000)]
-    np.testing.assert_allclose(rates, [0, 5e-4, 1e-3, 5e-4, 1e-6], atol=2e-6)
+    np.testing.assert_allclose(rates, [1e-5, 5e-4, 1e-3, 5e-4, 1e-6], atol=1e-5)
+    assert rates[0] > 0  # or the first step would be lost
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_bad_arguments_leave_nothing_behind(arguments, message, tmp_path):
 
 def test_an_output_folder_in_use_is_refused(tmp_path):
     (tmp_path / "model.keras").write_text("precious")
-    with pytest.raises(ValueError, match="`output` holds a model already"):
+    with pytest.raises(ValueError, match="`output` holds a run already"):
         training.train("digits", output=tmp_path)
     assert (tmp_path / "model.keras").read_text() == "precious"
 
@@ -186,7 +188,10 @@ def test_quickstart(run_python, tmp_path):
         ROOT / "examples" / "quickstart.py",
         *("--output", tmp_path, "--steps", 2, "--sizes", 100, 200),
     )
-    assert out.count("\nLKCAViT ") == out.count("\nViT ") == 2
+    rows = re.findall(r"^(LKCAViT|ViT) +([\d,]+)", out, re.M)
+    assert [name for name, _ in rows] == ["LKCAViT", "ViT"] * 2
+    counts = {name: int(count.replace(",", "")) for name, count in rows}
+    assert abs(counts["ViT"] / counts["LKCAViT"] - 1) < 0.1  # of equal size
     with Image.open(tmp_path / "quickstart.png") as picture:
         assert picture.size[0] > 1000
     assert (tmp_path / "digits.keras").exists()

@@ -1,6 +1,5 @@
-"""What each dataset is, and where its images come from."""
+"""Where the images come from."""
 
-import dataclasses
 import os
 import pathlib
 import socket
@@ -9,95 +8,8 @@ import urllib.request
 import numpy as np
 
 from keras_lkca.data.folders import tiny_imagenet
+from keras_lkca.data.table import DATASETS, describe
 from keras_lkca.extras import require, require_tensorflow
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """What a model and a pipeline need to know of a dataset.
-
-    Attributes:
-        num_classes: Number of classes.
-        input_shape: The images' (height, width, channels).
-        mean: Mean of each channel, images scaled to [0, 1].
-        std: Standard deviation of each channel, likewise.
-        flip: Whether a mirrored image is still of its class.
-        host: Where its archive is downloaded from, if it has to be.
-    """
-
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool = True
-    host: str = ""
-
-
-DATASETS = {
-    "cifar10": Dataset(
-        num_classes=10,
-        input_shape=(32, 32, 3),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        host="www.cs.toronto.edu",
-    ),
-    "cifar100": Dataset(
-        num_classes=100,
-        input_shape=(32, 32, 3),
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-        host="www.cs.toronto.edu",
-    ),
-    "svhn_cropped": Dataset(
-        num_classes=10,
-        input_shape=(32, 32, 3),
-        mean=(0.4377, 0.4438, 0.4728),
-        std=(0.1980, 0.2010, 0.1970),
-        flip=False,
-        host="ufldl.stanford.edu",
-    ),
-    "tiny_imagenet": Dataset(
-        num_classes=200,
-        input_shape=(64, 64, 3),
-        mean=(0.4802, 0.4481, 0.3975),
-        std=(0.2770, 0.2691, 0.2821),
-        host="cs231n.stanford.edu",
-    ),
-    "digits": Dataset(
-        num_classes=10,
-        input_shape=(8, 8, 1),
-        mean=(0.3054,),
-        std=(0.3759,),
-        flip=False,
-    ),
-}
-
-
-def describe(name: str) -> Dataset:
-    """Return what the table knows of a dataset.
-
-    Args:
-        name: `"cifar10"`, `"cifar100"`, `"svhn_cropped"`, `"tiny_imagenet"` or
-            `"digits"`.
-
-    Returns:
-        A `Dataset`.
-
-    Raises:
-        ValueError: If there is no such dataset.
-
-    Example:
-
-    >>> from keras_lkca import data
-    >>> data.describe("cifar100").num_classes
-    100
-    """
-    if name not in DATASETS:
-        raise ValueError(
-            f"`name` must be one of {sorted(DATASETS)}; for a folder of your own "
-            f"images there is keras_lkca.data.from_directory. Received: name={name!r}"
-        )
-    return DATASETS[name]
 
 
 def load(name: str, split: str = "train", data_dir=None):
@@ -130,10 +42,7 @@ def load(name: str, split: str = "train", data_dir=None):
     1400
     """
     facts = describe(name)
-    if split not in ("train", "test"):
-        raise ValueError(
-            f"`split` must be 'train' or 'test'. Received: split={split!r}"
-        )
+    _check_split(split)
     tf = require_tensorflow()
     if name == "digits":
         images, labels = digits(split)
@@ -165,10 +74,7 @@ def digits(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     >>> images.shape, labels.shape
     ((397, 8, 8, 1), (397,))
     """
-    if split not in ("train", "test"):
-        raise ValueError(
-            f"`split` must be 'train' or 'test'. Received: split={split!r}"
-        )
+    _check_split(split)
     require("sklearn", "data", "scikit-learn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -183,18 +89,23 @@ def digits(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     return images[rows], labels[rows]
 
 
+def _check_split(split):
+    if split not in ("train", "test"):
+        raise ValueError(
+            f"`split` must be 'train' or 'test'. Received: split={split!r}"
+        )
+
+
 def _data_root(data_dir):
-    if data_dir is not None:
-        root = pathlib.Path(data_dir).expanduser()
-        if not root.is_dir():
-            raise FileNotFoundError(
-                "`data_dir` is no folder; create it to download into it. "
-                f"Received: data_dir={str(data_dir)!r}"
-            )
-        return root
-    return pathlib.Path(
-        os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    ).expanduser()
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    elif not pathlib.Path(data_dir).expanduser().is_dir():
+        raise FileNotFoundError(
+            "`data_dir` is no folder; point to the one that holds the datasets "
+            "(--data-dir, data_dir= or the environment variable TFDS_DATA_DIR), or "
+            f"create it to download into it. Received: data_dir={str(data_dir)!r}"
+        )
+    return pathlib.Path(data_dir).expanduser()
 
 
 def _tfds(name, root, split):
@@ -202,28 +113,40 @@ def _tfds(name, root, split):
     # A prepared folder is read as it is: asking TFDS for the dataset by its name
     # would go to the network even then.
     versions = sorted((root / name).glob("*/dataset_info.json"))
-    if versions:
-        builder = tfds.builder_from_directory(str(versions[-1].parent))
-    else:
-        try:
+    try:
+        if versions:
+            builder = tfds.builder_from_directory(str(versions[-1].parent))
+        else:
             _check_network(DATASETS[name].host)
             builder = tfds.builder(name, data_dir=str(root))
             builder.download_and_prepare()
-        except Exception as error:
-            raise FileNotFoundError(
-                f"The dataset {name!r} is not in {root / name} and could not be "
-                f"downloaded ({type(error).__name__}: {error}). Where there is a "
-                "network, fetch it with\n"
-                f'    python -c "import tensorflow_datasets as tfds; '
-                f"tfds.load('{name}', data_dir='{root}')\"\n"
-                "or point to a folder that holds it: --data-dir FOLDER, data_dir= or "
-                "the environment variable TFDS_DATA_DIR, with FOLDER/"
-                f"{name}/<version>/dataset_info.json below it."
-            ) from error
+        missing = [
+            path
+            for path in builder.info.splits[split].filepaths
+            if not pathlib.Path(path).exists()
+        ]
+        if missing:
+            raise FileNotFoundError(f"there is no {missing[0]}")
+    except Exception as error:
+        problem = "is damaged" if versions else "is not there and was not downloaded"
+        raise FileNotFoundError(
+            f"The dataset {name!r} in {root / name} {problem} "
+            f"({type(error).__name__}: {error}). Where there is a network, fetch it "
+            "with\n"
+            f'    python -c "import tensorflow_datasets as tfds; '
+            f"tfds.load('{name}', data_dir='{root}')\"\n"
+            "or point to a folder that holds it: --data-dir FOLDER, data_dir= or "
+            "the environment variable TFDS_DATA_DIR, with FOLDER/"
+            f"{name}/<version>/dataset_info.json below it."
+        ) from error
     return builder.as_dataset(split=split, as_supervised=True)
 
 
 def _check_network(host):
     """Fail within seconds where there is no network; TFDS tries for minutes."""
-    if not urllib.request.getproxies():
-        socket.create_connection((host, "http"), timeout=10).close()
+    if urllib.request.getproxies():
+        return
+    try:
+        socket.create_connection((host, 443), timeout=10).close()
+    except OSError:
+        socket.create_connection((host, 80), timeout=10).close()

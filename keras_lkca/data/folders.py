@@ -3,8 +3,11 @@
 import pathlib
 
 import keras
+import numpy as np
 
+from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require_tensorflow
+from keras_lkca.layers.checks import check_pair, check_rate
 
 # What Keras's loader reads.
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
@@ -32,8 +35,9 @@ def from_directory(
         seed: Integer, seed of the draw and of the order.
 
     Returns:
-        `tf.data.Dataset` of (uint8 image, int32 label), one at a time, and the list
-        of class names.
+        `tf.data.Dataset` of (uint8 image, int32 label), one at a time, and a
+        `Dataset` of facts: the classes' number and names, the images' shape, and the
+        mean and standard deviation of up to 1,000 images of this split.
 
     Raises:
         ValueError: If the split is unknown, or `validation_split` is not as above.
@@ -43,14 +47,15 @@ def from_directory(
     Example:
 
     ```python
-    train, names = from_directory("pets/", (64, 64), validation_split=0.2)
+    train, facts = from_directory("pets/", (64, 64), validation_split=0.2)
     test, _ = from_directory("pets/", (64, 64), "test", validation_split=0.2)
     ```
     """
     tf = require_tensorflow()
-    if not 0 <= validation_split < 1:
+    image_size = check_pair("image_size", image_size)
+    if check_rate("validation_split", validation_split) == 1:
         raise ValueError(
-            "`validation_split` must lie in [0, 1). "
+            "`validation_split` must be below 1, to leave images to train on. "
             f"Received: validation_split={validation_split!r}"
         )
     if split not in ("train", "test") or (split == "test" and not validation_split):
@@ -61,20 +66,32 @@ def from_directory(
     directory = pathlib.Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(
-            f"There is no such folder. Received: directory={str(directory)!r}"
+            f"`directory` is no folder. Received: directory={str(directory)!r}"
         )
-    classes = sorted(path for path in directory.iterdir() if path.is_dir())
-    empty = [path.name for path in classes if not any(map(_is_image, path.rglob("*")))]
+    # Keras passes over hidden folders too.
+    classes = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
+    counts = {path.name: sum(map(_is_image, path.rglob("*"))) for path in classes}
+    empty = [name for name, count in counts.items() if not count]
     if empty or not classes:
         raise FileNotFoundError(
             "`directory` must hold one folder a class, each with images "
             f"({', '.join(_SUFFIXES)}); there are none in {empty or 'it'}. "
             f"Received: directory={str(directory)!r}"
         )
+    total = sum(counts.values())
+    if validation_split and int(validation_split * total) == 0:
+        raise ValueError(
+            f"`validation_split` leaves the split 'test' none of the {total} images. "
+            f"Received: validation_split={validation_split!r}"
+        )
     dataset = keras.utils.image_dataset_from_directory(
         directory,
         batch_size=None,
-        image_size=tuple(image_size),
+        image_size=image_size,
         seed=seed,
         validation_split=validation_split or None,
         subset={"train": "training", "test": "validation"}[split]
@@ -83,11 +100,20 @@ def from_directory(
         crop_to_aspect_ratio=True,
         verbose=False,
     )
-    return _as_uint8(tf, dataset), [path.name for path in classes]
+    dataset = _as_uint8(tf, dataset)
+    sample = np.stack([image for image, _ in dataset.take(1000).as_numpy_iterator()])
+    facts = Dataset(
+        num_classes=len(classes),
+        input_shape=(*image_size, 3),
+        mean=tuple((sample.mean((0, 1, 2)) / 255).tolist()),
+        std=tuple((sample.std((0, 1, 2)) / 255).tolist()),
+        class_names=tuple(path.name for path in classes),
+    )
+    return dataset, facts
 
 
 def _is_image(path):
-    return path.suffix.lower() in _SUFFIXES
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
 
 
 def _as_uint8(tf, dataset):
@@ -114,7 +140,7 @@ def tiny_imagenet(root, split, facts):
                 "FOLDER, data_dir= or the environment variable TFDS_DATA_DIR."
             )
     height, width, _ = facts.input_shape
-    classes = sorted(path.name for path in (folder / "train").iterdir())
+    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
     expected = facts.num_classes
     if len(classes) != expected:
         raise FileNotFoundError(
@@ -129,7 +155,8 @@ def tiny_imagenet(root, split, facts):
     else:
         lines = annotations.read_text().splitlines()
         class_of = dict(line.split("\t")[:2] for line in lines if line)
-        names = sorted(path.name for path in (folder / "val" / "images").iterdir())
+        images = (folder / "val" / "images").iterdir()
+        names = sorted(path.name for path in images if _is_image(path))
         unknown = [name for name in names if class_of.get(name) not in classes]
         if unknown or not names:
             raise FileNotFoundError(

@@ -37,8 +37,8 @@ def training_pipeline(
         float32 one-hot labels `(batch, num_classes)`.
 
     Raises:
-        ValueError: If an argument is not as above, or the dataset holds less than
-            one batch.
+        ValueError: If an argument is not as above, the images' shape is not static,
+            or the dataset holds less than one batch.
 
     Example:
 
@@ -57,6 +57,12 @@ def training_pipeline(
             "`crop_padding` must be a non-negative integer. "
             f"Received: crop_padding={crop_padding!r}"
         )
+    shape = dataset.element_spec[0].shape
+    if shape.rank != 3 or not shape.is_fully_defined():
+        raise ValueError(
+            "`dataset` must hold images of one known shape (height, width, channels); "
+            f"resize them first. Received: images of shape {shape}"
+        )
     count = int(dataset.cardinality())
     if 0 <= count < batch_size:
         raise ValueError(
@@ -64,8 +70,7 @@ def training_pipeline(
             f"Received: batch_size={batch_size} for {count} images"
         )
     dataset = _cached(dataset, count)
-    image_bytes = max(dataset.element_spec[0].shape.num_elements() or 1, 1)
-    buffer = MAX_SHUFFLE_BYTES // image_bytes
+    buffer = MAX_SHUFFLE_BYTES // shape.num_elements()
     dataset = dataset.shuffle(min(buffer, count) if count > 0 else buffer, seed=seed)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)

@@ -1,37 +1,47 @@
 """Checks of arguments that several layers and models share."""
 
+import numbers
+
 import keras
 
 
 def check_rate(name, value):
-    """Raise a `ValueError` unless `value` is a probability."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Return a probability as a float, or raise a `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"`{name}` must be a number. Received: {name}={value!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"`{name}` must lie in [0, 1]. Received: {name}={value!r}")
-    return value
+    return float(value)
 
 
 def check_positive_int(name, value):
-    """Raise a `ValueError` unless `value` is an integer above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """Return an integer above zero as an int, or raise a `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
         )
-    return value
+    return int(value)
 
 
 def check_pair(name, value):
     """Return a positive integer, or a pair of them, as a pair."""
-    pair = (value, value) if isinstance(value, int) else value
+    pair = (value, value) if isinstance(value, numbers.Integral) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(
             f"`{name}` must be a positive integer or a pair of them. "
             f"Received: {name}={value!r}"
         )
-    for size in pair:
-        check_positive_int(name, size)
-    return tuple(pair)
+    return tuple(check_positive_int(name, size) for size in pair)
+
+
+def check_image_shape(value):
+    """Return (height, width, channels) as ints, or raise a `ValueError`."""
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels). "
+            f"Received: input_shape={value!r}"
+        )
+    return tuple(check_positive_int("input_shape", size) for size in value)
 
 
 def check_divides(name, value, total_name, total):

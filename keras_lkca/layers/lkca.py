@@ -104,9 +104,9 @@ class LKCA(keras.layers.Layer):
         super().__init__(**kwargs)
         check_channels_last(self)
         check_method(method)
-        check_positive_int("num_kernels", num_kernels)
+        num_kernels = check_positive_int("num_kernels", num_kernels)
         if value_dim is not None:
-            check_positive_int("value_dim", value_dim)
+            value_dim = check_positive_int("value_dim", value_dim)
             check_divides("num_kernels", num_kernels, "value_dim", value_dim)
         if kernel_size is not None:
             kernel_size = check_pair("kernel_size", kernel_size)

@@ -78,21 +78,13 @@ class PatchEmbedding(keras.layers.Layer):
 
     def build(self, input_shape):
         """Create the projection for the images' shape."""
-        check_feature_map(self, input_shape, ("height", "width"))
-        for axis, size, patch in zip(
-            ("height", "width"), input_shape[1:3], self.patch_size, strict=True
-        ):
-            if size % patch:
-                raise ValueError(
-                    f"The images' {axis} must be divisible by `patch_size`; resize "
-                    "or pad the images, or choose another patch. Received: "
-                    f"input_shape={tuple(input_shape)}, patch_size={self.patch_size}"
-                )
+        self._check_tiles(input_shape)
         patch_height, patch_width = self.patch_size
         self.projection.build((None, patch_height * patch_width * input_shape[-1]))
 
     def call(self, inputs):
         """Cut and project."""
+        self._check_tiles(inputs.shape)
         height, width, channels = inputs.shape[1:]
         patch_height, patch_width = self.patch_size
         rows, columns = height // patch_height, width // patch_width
@@ -107,9 +99,22 @@ class PatchEmbedding(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         """Return (batch, rows, columns, embed_dim)."""
+        self._check_tiles(input_shape)
         batch, height, width, _ = input_shape
         patch_height, patch_width = self.patch_size
         return (batch, height // patch_height, width // patch_width, self.embed_dim)
+
+    def _check_tiles(self, input_shape):
+        check_feature_map(self, input_shape, ("height", "width"))
+        for axis, size, patch in zip(
+            ("height", "width"), input_shape[1:3], self.patch_size, strict=True
+        ):
+            if size % patch:
+                raise ValueError(
+                    f"The images' {axis} must be divisible by `patch_size`; resize "
+                    "or pad the images, or choose another patch. Received: "
+                    f"input_shape={tuple(input_shape)}, patch_size={self.patch_size}"
+                )
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -188,7 +193,7 @@ class PositionEmbedding(keras.layers.Layer):
 
     def call(self, inputs):
         """Add the embeddings."""
-        return inputs + self.embeddings
+        return ops.add(inputs, self.embeddings)
 
     def compute_output_shape(self, input_shape):
         """Return the input shape."""
@@ -257,8 +262,7 @@ class ClassToken(keras.layers.Layer):
     def call(self, inputs):
         """Prepend the token to each sample."""
         batch = ops.shape(inputs)[0]
-        token = ops.cast(self.token, inputs.dtype)
-        token = ops.broadcast_to(token, (batch, 1, inputs.shape[-1]))
+        token = ops.broadcast_to(self.token, (batch, 1, inputs.shape[-1]))
         return ops.concatenate([token, inputs], axis=1)
 
     def compute_output_shape(self, input_shape):

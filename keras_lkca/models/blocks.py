@@ -1,6 +1,10 @@
 """The models' parts, as functions that apply layers to tensors."""
 
+import math
+import numbers
+
 import keras
+import numpy as np
 
 from keras_lkca.layers import (
     LKCA,
@@ -8,7 +12,11 @@ from keras_lkca.layers import (
     SelfAttention,
     StochasticDepth,
 )
-from keras_lkca.layers.checks import check_pair, check_positive_int
+from keras_lkca.layers.checks import (
+    check_image_shape,
+    check_positive_int,
+    check_rate,
+)
 
 
 def lkca_block(
@@ -161,12 +169,13 @@ def attention_block(
 
 def _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name):
     channels = inputs.shape[-1]
-    hidden = int(channels * mlp_ratio)
-    if hidden < 1:
+    check_rate("dropout_rate", dropout_rate)
+    check_rate("drop_path_rate", drop_path_rate)
+    if not isinstance(mlp_ratio, numbers.Real) or not 0 < mlp_ratio < math.inf:
         raise ValueError(
-            "`mlp_ratio` must leave the MLP a hidden channel at least. "
-            f"Received: mlp_ratio={mlp_ratio!r} for {channels} channels"
+            f"`mlp_ratio` must be a positive number. Received: mlp_ratio={mlp_ratio!r}"
         )
+    hidden = max(round(channels * mlp_ratio), 1)
 
     def norm(part):
         return keras.layers.LayerNormalization(
@@ -209,14 +218,7 @@ def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtyp
     Returns:
         The model's input and its tokens, `(batch, rows, columns, embed_dim)`.
     """
-    if len(input_shape) != 3:
-        raise ValueError(
-            "`input_shape` must be (height, width, channels). "
-            f"Received: input_shape={input_shape!r}"
-        )
-    for size in input_shape:
-        check_positive_int("input_shape", size)
-    check_pair("patch_size", patch_size)
+    input_shape = check_image_shape(input_shape)
     channels = input_shape[-1]
     mean = _per_channel("image_mean", image_mean, channels)
     std = _per_channel("image_std", image_std, channels)
@@ -237,43 +239,66 @@ def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtyp
 
 
 def _per_channel(name, value, channels):
-    if value is None:
-        value = 0.5
-    values = [value] * channels if isinstance(value, (int, float)) else list(value)
-    if len(values) != channels or not all(0 <= v <= 1 for v in values):
+    try:
+        values = np.ravel(np.asarray(0.5 if value is None else value, "float64"))
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if len(values) == 1:
+        values = np.repeat(values, channels)
+    if len(values) != channels or not ((0 <= values) & (values <= 1)).all():
         raise ValueError(
             f"`{name}` must be a number or {channels} numbers, one a channel, for "
             f"images scaled to [0, 1]. Received: {name}={value!r}"
         )
-    return values
+    return values.tolist()
 
 
-def classify(features, num_classes, activation, dtype):
-    """End a model: scores of the classes, in the precision of the weights."""
-    check_positive_int("num_classes", num_classes)
-    return keras.layers.Dense(
-        num_classes,
-        activation=activation,
-        dtype=dtype.variable_dtype,
-        name="classifier",
-    )(features)
-
-
-def pool(x, poolings, pooling, dtype):
-    """Pool tokens to one normalised feature vector.
+def head(
+    feature_map, token, pooling, include_top, num_classes, classifier_activation, dtype
+):
+    """End a model: pool the tokens, normalise, classify.
 
     Args:
-        x: The tokens.
-        poolings: Functions of the tokens by their name.
-        pooling: One of the names.
-        dtype: Dtype policy of the norm.
+        feature_map: The tokens as a grid.
+        token: The class token, or `None` where there is none.
+        pooling: How to make one vector of them, or `None`.
+        include_top: Whether to classify.
+        num_classes: Number of classes.
+        classifier_activation: Activation of the classifier, which keeps the
+            precision of the weights.
+        dtype: Dtype policy.
     """
-    if pooling not in poolings:
-        names = ", ".join(map(repr, poolings))
+    if pooling is None and not include_top:
+        return feature_map
+    names = ("avg", "max") if token is None else ("token", "avg", "max")
+    if pooling not in names:
         raise ValueError(
-            f"`pooling` must be one of {names}, or None together with "
-            f"include_top=False. Received: pooling={pooling!r}"
+            f"`pooling` must be one of {', '.join(map(repr, names))}, or None "
+            f"together with include_top=False. Received: pooling={pooling!r}"
         )
-    return keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(
-        poolings[pooling](x)
-    )
+    if pooling == "token":
+        x = token
+    elif pooling == "avg":
+        x = keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pool")(feature_map)
+    else:
+        x = keras.layers.GlobalMaxPooling2D(dtype=dtype, name="pool")(feature_map)
+    x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(x)
+    if not include_top:
+        return x
+    return keras.layers.Dense(
+        check_positive_int("num_classes", num_classes),
+        activation=classifier_activation,
+        dtype=dtype.variable_dtype,
+        name="classifier",
+    )(x)
+
+
+def plain(arguments):
+    """Return arguments as a config keeps them: Python's own numbers and tuples."""
+
+    def convert(value):
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()
+        return tuple(map(convert, value)) if isinstance(value, (tuple, list)) else value
+
+    return {name: convert(value) for name, value in arguments.items()}

@@ -1,7 +1,7 @@
 import keras
 
 from keras_lkca.layers import PositionEmbedding
-from keras_lkca.models.blocks import classify, lkca_trunk, patch_tokens, pool
+from keras_lkca.models.blocks import head, lkca_trunk, patch_tokens, plain
 from keras_lkca.models.presets import preset_arguments
 
 
@@ -14,7 +14,9 @@ class LKCAViT(keras.Model):
     LayerNorm, Dense.
 
     Images go in as they are, uint8 or float in [0, 255]: the normalisation is a
-    layer of the model and is saved with it.
+    layer of the model and is saved with it. A saved model is rebuilt from its
+    constructor's arguments: layers that were frozen one by one are to be frozen
+    again after loading.
 
     Args:
         input_shape: The images' (height, width, channels), divisible by
@@ -108,18 +110,13 @@ class LKCAViT(keras.Model):
             method=method,
             dtype=policy,
         )
-        poolings = {
-            "avg": keras.layers.GlobalAveragePooling2D(dtype=policy, name="pool"),
-            "max": keras.layers.GlobalMaxPooling2D(dtype=policy, name="pool"),
-        }
-        if pooling is not None or include_top:
-            x = pool(x, poolings, pooling, policy)
-        if include_top:
-            x = classify(x, num_classes, classifier_activation, policy)
+        x = head(
+            x, None, pooling, include_top, num_classes, classifier_activation, policy
+        )
         super().__init__(inputs=images, outputs=x, **kwargs)
         self.dtype_policy = policy
-        self._arguments = {
-            "input_shape": tuple(input_shape),
+        arguments = {
+            "input_shape": input_shape,
             "num_classes": num_classes,
             "patch_size": patch_size,
             "embed_dim": embed_dim,
@@ -132,13 +129,15 @@ class LKCAViT(keras.Model):
             "dropout_rate": dropout_rate,
             "include_top": include_top,
             "pooling": pooling,
-            "classifier_activation": keras.activations.serialize(
+            "classifier_activation": classifier_activation
+            and keras.activations.serialize(
                 keras.activations.get(classifier_activation)
             ),
             "image_mean": image_mean,
             "image_std": image_std,
             "dtype": keras.dtype_policies.serialize(policy),
         }
+        self._arguments = plain(arguments)
 
     @classmethod
     def from_preset(

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import math
 
+from keras_lkca.layers.checks import check_image_shape
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -136,7 +138,7 @@ def default_patch_size(input_shape):
 
     It divides height and width: 4 at 32 x 32, 8 at 64 x 64.
     """
-    height, width = input_shape[:2]
+    height, width, _ = check_image_shape(input_shape)
     common = math.gcd(height, width)
     limit = max(min(height, width) // 8, 1)
     return max(size for size in range(1, limit + 1) if common % size == 0)

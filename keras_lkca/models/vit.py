@@ -2,7 +2,7 @@ import keras
 
 from keras_lkca.layers import ClassToken, PositionEmbedding
 from keras_lkca.layers.checks import check_positive_int
-from keras_lkca.models.blocks import attention_block, classify, patch_tokens, pool
+from keras_lkca.models.blocks import attention_block, head, patch_tokens, plain
 from keras_lkca.models.presets import preset_arguments
 
 
@@ -15,7 +15,9 @@ class ViT(keras.Model):
     LayerNorm on the class token, Dense.
 
     Images go in as they are, uint8 or float in [0, 255]: the normalisation is a
-    layer of the model and is saved with it.
+    layer of the model and is saved with it. A saved model is rebuilt from its
+    constructor's arguments: layers that were frozen one by one are to be frozen
+    again after loading.
 
     Args:
         input_shape: The images' (height, width, channels), divisible by
@@ -103,26 +105,22 @@ class ViT(keras.Model):
                 dtype=policy,
                 name=f"block_{index}",
             )
-        tokens = keras.layers.Reshape((*grid, embed_dim), dtype=policy, name="grid")
-        poolings = {
-            "token": lambda x: x[:, 0],
-            "avg": lambda x: keras.layers.GlobalAveragePooling2D(
-                dtype=policy, name="pool"
-            )(tokens(x[:, 1:])),
-            "max": lambda x: keras.layers.GlobalMaxPooling2D(dtype=policy, name="pool")(
-                tokens(x[:, 1:])
-            ),
-        }
-        if pooling is not None or include_top:
-            x = pool(x, poolings, pooling, policy)
-        else:
-            x = tokens(x[:, 1:])
-        if include_top:
-            x = classify(x, num_classes, classifier_activation, policy)
+        feature_map = keras.layers.Reshape(
+            (*grid, embed_dim), dtype=policy, name="grid"
+        )(x[:, 1:])
+        x = head(
+            feature_map,
+            x[:, 0],
+            pooling,
+            include_top,
+            num_classes,
+            classifier_activation,
+            policy,
+        )
         super().__init__(inputs=images, outputs=x, **kwargs)
         self.dtype_policy = policy
-        self._arguments = {
-            "input_shape": tuple(input_shape),
+        arguments = {
+            "input_shape": input_shape,
             "num_classes": num_classes,
             "patch_size": patch_size,
             "embed_dim": embed_dim,
@@ -133,13 +131,15 @@ class ViT(keras.Model):
             "dropout_rate": dropout_rate,
             "include_top": include_top,
             "pooling": pooling,
-            "classifier_activation": keras.activations.serialize(
+            "classifier_activation": classifier_activation
+            and keras.activations.serialize(
                 keras.activations.get(classifier_activation)
             ),
             "image_mean": image_mean,
             "image_std": image_std,
             "dtype": keras.dtype_policies.serialize(policy),
         }
+        self._arguments = plain(arguments)
 
     @classmethod
     def from_preset(

@@ -1,5 +1,7 @@
 """The operator of LKCA: a convolution with a kernel as large as the grid."""
 
+import re
+
 import keras
 from keras import ops
 
@@ -49,7 +51,7 @@ def large_kernel_conv(inputs, kernel, method="auto"):
         method: `"auto"`, `"depthwise"` or `"toeplitz"`.
 
     Returns:
-        Tensor of the shape and dtype of `inputs`.
+        Tensor of the shape and dtype of `inputs`: float32, bfloat16 or float16.
 
     Raises:
         ValueError: If a shape, the dtype or the method is not as above, or if
@@ -100,4 +102,4 @@ def _as_tensor(x):
 
 
 def _itemsize(dtype):
-    return int("".join(filter(str.isdigit, dtype))) // 8
+    return int(re.search(r"\d+", dtype)[0]) // 8

@@ -42,11 +42,11 @@ def choose_method(height, width, groups, itemsize, xla_on_cpu):
 
 
 def xla_on_cpu():
-    """Whether the active backend may compile with XLA for a CPU.
+    """Whether XLA may compile the operator for a CPU.
 
-    JAX always does, and TensorFlow does in `fit`, `evaluate` and `predict` unless
-    the model is compiled with `jit_compile=False`.
+    JAX always compiles with XLA. TensorFlow on a CPU does so for models compiled
+    with `jit_compile=True`, which cannot be seen from within the operator.
     """
-    if keras.config.backend() == "torch":
+    if keras.config.backend() not in ("tensorflow", "jax"):
         return False
     return keras.distribution.list_devices()[0].lower().startswith("cpu")

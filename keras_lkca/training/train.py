@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import platform
+import re
 import time
 
 import keras
@@ -15,6 +16,7 @@ from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.models import LKCAViT, ViT
 from keras_lkca.training.files import atomic
 
+OUTPUTS = ("model.keras", "metrics.json", "curves.png")
 MODELS = {"lkca": (LKCAViT, "lkca_vit_tiny"), "vit": (ViT, "vit_tiny")}
 
 
@@ -55,7 +57,7 @@ def train(
         What `metrics.json` holds.
 
     Raises:
-        ValueError: If an argument is not as above, or `output` holds a model.
+        ValueError: If an argument is not as above, or `output` holds a run.
         FileNotFoundError: If the dataset is not there, see `keras_lkca.data.load`.
         ImportError: If TensorFlow (for the data) or matplotlib is missing.
 
@@ -65,6 +67,23 @@ def train(
     metrics = train("cifar100", preset="lkca_vit_05m", epochs=3)
     print(metrics["test_accuracy"])
     ```
+    """
+    return _fit(
+        *_prepare(
+            dataset,
+            *(model, preset, epochs, batch_size),
+            *(data_dir, output, seed, steps_per_epoch),
+        )
+    )
+
+
+def _prepare(
+    dataset, model, preset, epochs, batch_size, data_dir, output, seed, steps_per_epoch
+):
+    """Check every argument and find the data before anything is computed.
+
+    Returns:
+        The network, the two pipelines, the output folder, and what describes the run.
     """
     if model not in MODELS:
         raise ValueError(
@@ -97,9 +116,8 @@ def train(
     test = data.evaluation_pipeline(
         data.load(dataset, "test", data_dir), batch_size, facts.num_classes
     )
-    if steps_per_epoch is not None:
-        training = training.repeat()
     steps = steps_per_epoch or len(training)
+    training = training.repeat()
     output = _new_folder(output, f"{dataset}-{preset}-{keras.config.backend()}")
 
     network.compile(
@@ -109,18 +127,7 @@ def train(
         ),
         metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(5, name="top5")],
     )
-    print(f"{preset}: {network.count_params():,} parameters, {steps} steps an epoch")
-    started = time.perf_counter()
-    history = network.fit(
-        training,
-        validation_data=test,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        shuffle=False,  # the pipeline does
-    ).history
-    seconds = time.perf_counter() - started
-
-    metrics = {
+    run = {
         "dataset": dataset,
         "preset": preset,
         "parameters": network.count_params(),
@@ -128,6 +135,29 @@ def train(
         "steps_per_epoch": steps,
         "batch_size": batch_size,
         "seed": seed,
+    }
+    return network, training, test, output, run
+
+
+def _fit(network, training, test, output, run):
+    """Fit, evaluate, and write down what came of it."""
+    name, epochs = run["preset"], run["epochs"]
+    print(
+        f"{name}: {run['parameters']:,} parameters, "
+        f"{run['steps_per_epoch']} steps an epoch"
+    )
+    started = time.perf_counter()
+    history = network.fit(
+        training,
+        validation_data=test,
+        epochs=epochs,
+        steps_per_epoch=run["steps_per_epoch"],
+        shuffle=False,  # the pipeline does
+    ).history
+    seconds = time.perf_counter() - started
+
+    metrics = {
+        **run,
         "train_loss": history["loss"][-1],
         "test_loss": history["val_loss"][-1],
         "test_accuracy": history["val_accuracy"][-1],
@@ -139,9 +169,11 @@ def train(
     with atomic(output / "model.keras") as path:
         network.save(path)
     with atomic(output / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n")
+        # A run that diverged holds NaN, for which JSON has no word.
+        text = re.sub(r"-?\b(NaN|Infinity)\b", "null", json.dumps(metrics, indent=2))
+        path.write_text(text + "\n")
     with atomic(output / "curves.png") as path:
-        _plot(history, f"{preset} on {dataset}").savefig(path, dpi=120)
+        _plot(history, f"{name} on {run['dataset']}").savefig(path, dpi=120)
     print(
         f"test accuracy {metrics['test_accuracy']:.2%} after {epochs} epochs and "
         f"{seconds:.0f} s; wrote {output}/model.keras, metrics.json, curves.png"
@@ -173,15 +205,16 @@ def main(dataset: str, description: str, argv=None) -> dict:
     add("--seed", type=int, default=0, help="default: 0")
     add("--steps-per-epoch", type=int, help="default: the whole training set")
     try:
-        return train(dataset, **vars(parser.parse_args(argv)))
+        setup = _prepare(dataset, **vars(parser.parse_args(argv)))
     except (ValueError, FileNotFoundError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    return _fit(*setup)
 
 
 def _optimizer(steps):
     warmup = max(steps // 10, 1)
     schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
+        initial_learning_rate=1e-3 / warmup,  # the first step moves too
         warmup_target=1e-3,
         warmup_steps=warmup,
         decay_steps=max(steps - warmup, 1),
@@ -195,9 +228,9 @@ def _new_folder(output, name):
     if output is None:
         output = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = pathlib.Path(output).expanduser()
-    if (output / "model.keras").exists():
+    if any((output / name).exists() for name in OUTPUTS):
         raise ValueError(
-            "`output` holds a model already; choose another folder or remove it. "
+            "`output` holds a run already; choose another folder or remove it. "
             f"Received: output={str(output)!r}"
         )
     try:
@@ -234,12 +267,10 @@ def _plot(history, title):
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     figure.suptitle(title)
     epochs = np.arange(1, len(history["loss"]) + 1)
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "accuracy"), strict=True
-    ):
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for prefix, name in (("", "training"), ("val_", "test")):
             axes.plot(epochs, history[prefix + key], marker="o", ms=3, label=name)
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel="epoch", ylabel=key)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -1,0 +1,94 @@
+"""What each dataset is."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a model and a pipeline need to know of a dataset.
+
+    Attributes:
+        num_classes: Number of classes.
+        input_shape: The images' (height, width, channels).
+        mean: Mean of each channel, images scaled to [0, 1].
+        std: Standard deviation of each channel, likewise.
+        flip: Whether a mirrored image is still of its class.
+        class_names: Names of the classes in the order of their labels, where they
+            are known.
+        host: Where its archive is downloaded from, if it has to be.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+    class_names: tuple[str, ...] = ()
+    host: str = ""
+
+
+DATASETS = {
+    "cifar10": Dataset(
+        num_classes=10,
+        input_shape=(32, 32, 3),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        host="www.cs.toronto.edu",
+    ),
+    "cifar100": Dataset(
+        num_classes=100,
+        input_shape=(32, 32, 3),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        host="www.cs.toronto.edu",
+    ),
+    "svhn_cropped": Dataset(
+        num_classes=10,
+        input_shape=(32, 32, 3),
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        flip=False,
+        host="ufldl.stanford.edu",
+    ),
+    "tiny_imagenet": Dataset(
+        num_classes=200,
+        input_shape=(64, 64, 3),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        host="cs231n.stanford.edu",
+    ),
+    "digits": Dataset(
+        num_classes=10,
+        input_shape=(8, 8, 1),
+        mean=(0.3054,),
+        std=(0.3759,),
+        flip=False,
+    ),
+}
+
+
+def describe(name: str) -> Dataset:
+    """Return what the table knows of a dataset.
+
+    Args:
+        name: `"cifar10"`, `"cifar100"`, `"svhn_cropped"`, `"tiny_imagenet"` or
+            `"digits"`.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        ValueError: If there is no such dataset.
+
+    Example:
+
+    >>> from keras_lkca import data
+    >>> data.describe("cifar100").num_classes
+    100
+    """
+    if name not in DATASETS:
+        raise ValueError(
+            f"`name` must be one of {sorted(DATASETS)}; for a folder of your own "
+            f"images there is keras_lkca.data.from_directory. Received: name={name!r}"
+        )
+    return DATASETS[name]
