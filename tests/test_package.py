@@ -20,10 +20,19 @@ MODULES = ["keras_lkca"] + [
 ]
 
 BARE = """
-import sys
+import importlib.machinery, sys
 
-for name in sys.argv[1:]:
-    sys.modules[name] = None  # importing it is an ImportError
+class Missing:
+    names = set(sys.argv[1:])
+    def find_spec(self, name, path=None, target=None):
+        if name in self.names:
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Missing())
 import numpy as np, keras, keras_lkca
 model = keras_lkca.LKCAViT(depth=2, embed_dim=16)
 model.compile("adam", "sparse_categorical_crossentropy")
@@ -38,6 +47,7 @@ for call in (data.digits, data.load, training.train):
         assert 'pip install "keras-lkca[' in str(error), error
     else:
         raise AssertionError("a missing package was not noticed")
+assert not Missing.names & set(sys.modules)
 print("bare")
 """
 
