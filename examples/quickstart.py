@@ -118,7 +118,9 @@ for index, (panel, kernel) in enumerate(zip(axes[2:], kernels, strict=True)):
         vmax=limit,
         extent=(-reach, reach, reach, -reach),
     )
+    ticks = (-kernel.shape[0] // 2 + 1, 0, kernel.shape[0] // 2)
     panel.set(title=f"kernel of block {index}", xlabel="columns to the right")
+    panel.set(xticks=ticks, yticks=ticks)
 axes[2].set_ylabel("rows down")
 figure.colorbar(image, ax=axes[2:], shrink=0.8, label="weight")
 with atomic(args.output / "quickstart.png") as path:
