@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from keras_lkca.ops import attention_matrix, large_kernel_conv
 
-METHODS = ("depthwise", "toeplitz", "auto")
+METHODS = ("depthwise", "toeplitz", "hybrid", "spectral", "auto")
 
 # (batch, height, width, channels), (kh, kw, groups)
 CASES = {
@@ -68,7 +68,7 @@ def test_the_same_when_compiled(case, method):
     groups=st.integers(1, 4),
     group_channels=st.integers(1, 3),
     seed=st.integers(0, 99),
-    method=st.sampled_from(["depthwise", "toeplitz"]),
+    method=st.sampled_from(METHODS),
 )
 def test_any_shape(grid, half_kernel, groups, group_channels, seed, method):
     kernel_shape = (2 * half_kernel[0] + 1, 2 * half_kernel[1] + 1, groups)

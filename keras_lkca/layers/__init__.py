@@ -1,5 +1,6 @@
 """The layers that the models are made of."""
 
+from keras_lkca.layers.dense import TokenDense
 from keras_lkca.layers.lkca import LKCA
 from keras_lkca.layers.patches import ClassToken, PatchEmbedding, PositionEmbedding
 from keras_lkca.layers.self_attention import SelfAttention
@@ -12,4 +13,5 @@ __all__ = [
     "PositionEmbedding",
     "SelfAttention",
     "StochasticDepth",
+    "TokenDense",
 ]

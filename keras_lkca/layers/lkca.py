@@ -9,6 +9,7 @@ from keras_lkca.layers.checks import (
     check_positive_int,
     check_rate,
 )
+from keras_lkca.layers.dense import TokenDense
 from keras_lkca.ops.conv import check_method
 
 
@@ -141,7 +142,7 @@ class LKCA(keras.layers.Layer):
         check_divides("num_kernels", self.num_kernels, "value_dim", value_dim)
         # Dense gets copies of the initializer: one instance draws the same numbers
         # every time.
-        self.value = keras.layers.Dense(
+        self.value = TokenDense(
             value_dim,
             use_bias=False,
             kernel_initializer=keras.initializers.serialize(
@@ -161,7 +162,7 @@ class LKCA(keras.layers.Layer):
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
         )
-        self.projection = keras.layers.Dense(
+        self.projection = TokenDense(
             channels,
             use_bias=self.use_bias,
             kernel_initializer=keras.initializers.serialize(
@@ -180,7 +181,7 @@ class LKCA(keras.layers.Layer):
     def call(self, inputs, training=None):
         """Mix the tokens of a feature map."""
         values = self.value(inputs)
-        values = ops.large_kernel_conv(values, self.kernel, self.method)
+        values = ops.large_kernel_conv(values, self.kernel, self.method, training)
         return self.dropout(self.projection(values), training=training)
 
     def attention_matrix(self, height: int | None = None, width: int | None = None):

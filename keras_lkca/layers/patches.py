@@ -7,6 +7,7 @@ from keras_lkca.layers.checks import (
     check_pair,
     check_positive_int,
 )
+from keras_lkca.layers.dense import TokenDense
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -68,7 +69,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.embed_dim = check_positive_int("embed_dim", embed_dim)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.projection = keras.layers.Dense(
+        self.projection = TokenDense(
             embed_dim,
             kernel_initializer=self.kernel_initializer,
             bias_initializer=self.bias_initializer,

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_lkca.layers.checks import check_divides, check_positive_int, check_rate
+from keras_lkca.layers.dense import TokenDense
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -80,7 +81,7 @@ class SelfAttention(keras.layers.Layer):
             )
         channels = input_shape[-1]
         check_divides("num_heads", self.num_heads, "channels", channels)
-        self.query_key_value = keras.layers.Dense(
+        self.query_key_value = TokenDense(
             3 * channels,
             use_bias=False,
             kernel_initializer=keras.initializers.serialize(
@@ -90,7 +91,7 @@ class SelfAttention(keras.layers.Layer):
             name="query_key_value",
         )
         self.query_key_value.build(input_shape)
-        self.projection = keras.layers.Dense(
+        self.projection = TokenDense(
             channels,
             use_bias=self.use_bias,
             kernel_initializer=keras.initializers.serialize(

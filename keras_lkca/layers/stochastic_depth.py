@@ -1,4 +1,5 @@
 import keras
+from keras import ops
 
 from keras_lkca.layers.checks import check_rate
 
@@ -55,12 +56,11 @@ class StochasticDepth(keras.layers.Layer):
         """Drop samples, or pass them on."""
         if not training or self.rate == 0:
             return inputs
-        return keras.random.dropout(
-            inputs,
-            self.rate,
-            noise_shape=(None,) + (1,) * (len(inputs.shape) - 1),
-            seed=self.seed_generator,
-        )
+        # One factor a sample, so that the feature map is read and written once.
+        shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        draws = keras.random.uniform(shape, seed=self.seed_generator)
+        kept = ops.cast(draws >= self.rate, inputs.dtype)
+        return inputs * (kept / max(1 - self.rate, 1e-7))
 
     def compute_output_shape(self, input_shape):
         """Return the input shape."""

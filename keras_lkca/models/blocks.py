@@ -11,6 +11,7 @@ from keras_lkca.layers import (
     PatchEmbedding,
     SelfAttention,
     StochasticDepth,
+    TokenDense,
 )
 from keras_lkca.layers.checks import (
     check_image_shape,
@@ -183,7 +184,7 @@ def _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name):
         )
 
     def dense(units, activation, part):
-        return keras.layers.Dense(
+        return TokenDense(
             units, activation=activation, dtype=dtype, name=_join(name, part)
         )
 

@@ -1,16 +1,17 @@
 """The operator of LKCA: a convolution with a kernel as large as the grid."""
 
-import re
-
 import keras
 from keras import ops
 
+from keras_lkca.ops import plan
+from keras_lkca.ops.backend import device_kind
 from keras_lkca.ops.depthwise import depthwise
+from keras_lkca.ops.hybrid import hybrid
 from keras_lkca.ops.kernels import check_operands
-from keras_lkca.ops.plan import choose_method, xla_on_cpu
+from keras_lkca.ops.spectral import spectral
 from keras_lkca.ops.toeplitz import toeplitz
 
-METHODS = ("auto", "depthwise", "toeplitz")
+METHODS = ("auto", *plan.METHODS)
 
 
 def check_method(method):
@@ -22,7 +23,7 @@ def check_method(method):
         )
 
 
-def large_kernel_conv(inputs, kernel, method="auto"):
+def large_kernel_conv(inputs, kernel, method="auto", training=None):
     """Mix the tokens of a grid by a learned weight for every relative position.
 
     `out[b, i, j, c] = sum over m, n of
@@ -39,8 +40,14 @@ def large_kernel_conv(inputs, kernel, method="auto"):
       dynamic height and width
     - `"toeplitz"`, the attention view: the kernel becomes an attention matrix
       (see `keras_lkca.ops.attention_matrix`) that one GEMM applies
-    - `"auto"` chooses by shape, backend and device; see
-      `keras_lkca.ops.plan.choose_method`
+    - `"spectral"`, the Fourier view: a product of spectra, by fast Fourier
+      transforms; memory linear in the tokens
+    - `"hybrid"`, Fourier down the columns and Toeplitz along the rows, all as
+      matrix products
+    - `"auto"` takes the one that should be fastest for the shape, backend and
+      device; `keras_lkca.ops.explain_plan` says which and why
+
+    `"spectral"` and `"hybrid"` compute in float32 whatever the dtype.
 
     Args:
         inputs: Tensor of shape `(batch, height, width, channels)`, in a
@@ -48,14 +55,16 @@ def large_kernel_conv(inputs, kernel, method="auto"):
         kernel: Tensor of shape `(kh, kw, groups)`, `kh` and `kw` odd, `groups` a
             divisor of `channels`; cast to the dtype of `inputs`. A kernel of
             `(2 * height - 1, 2 * width - 1)` joins every token to every other.
-        method: `"auto"`, `"depthwise"` or `"toeplitz"`.
+        method: One of the names above.
+        training: Whether gradients are going to be taken; `"auto"` then chooses for
+            both passes. `None` is not known.
 
     Returns:
         Tensor of the shape and dtype of `inputs`: float32, bfloat16 or float16.
 
     Raises:
         ValueError: If a shape, the dtype or the method is not as above, or if
-            `"toeplitz"` meets a dynamic height or width.
+            any but `"depthwise"` and `"auto"` meets a dynamic height or width.
 
     Example:
 
@@ -81,25 +90,57 @@ def large_kernel_conv(inputs, kernel, method="auto"):
             "`inputs` must have a floating-point dtype; cast them first. "
             f"Received: inputs.dtype={dtype}"
         )
+    if keras.utils.is_keras_tensor(inputs) or keras.utils.is_keras_tensor(kernel):
+        return _LargeKernelConv(method, training).symbolic_call(inputs, kernel)
+    return _apply(inputs, kernel, method, training)
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class _LargeKernelConv(keras.Operation):
+    """The operator as a node of a functional model."""
+
+    def __init__(self, method, training, name=None):
+        super().__init__(name=name)
+        self.method = method
+        self.training = training
+
+    def call(self, inputs, kernel):
+        return _apply(inputs, kernel, self.method, self.training)
+
+    def compute_output_spec(self, inputs, kernel):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+def _apply(inputs, kernel, method, training):
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
     kernel = ops.cast(kernel, dtype)
-    height, width = inputs.shape[1:3]
+    batch, height, width, channels = inputs.shape
     if method == "auto":
-        method = choose_method(
-            height, width, kernel.shape[-1], _itemsize(dtype), xla_on_cpu()
+        method = plan.choose_method(
+            *(height, width, channels),
+            batch=batch,
+            kernel_size=kernel.shape[:2],
+            groups=kernel.shape[-1],
+            dtype=dtype,
+            training=training,
+            backend=keras.config.backend(),
+            device=device_kind(),
         )
     if method == "depthwise":
         return depthwise(inputs, kernel)
     if height is None or width is None:
         raise ValueError(
-            "method 'toeplitz' needs a static height and width; use 'depthwise' or "
+            f"method {method!r} needs a static height and width; use 'depthwise' or "
             f"'auto'. Received: inputs.shape={tuple(inputs.shape)}"
         )
-    return toeplitz(inputs, kernel)
+    if method == "toeplitz":
+        return toeplitz(inputs, kernel)
+    # A rounded spectrum would spread its error over every token.
+    wide = dtype if dtype == "float64" else "float32"
+    apply = hybrid if method == "hybrid" else spectral
+    outputs = apply(ops.cast(inputs, wide), ops.cast(kernel, wide))
+    return ops.cast(outputs, dtype)
 
 
 def _as_tensor(x):
-    return x if keras.backend.is_keras_tensor(x) else ops.convert_to_tensor(x)
-
-
-def _itemsize(dtype):
-    return int(re.search(r"\d+", dtype)[0]) // 8
+    return x if keras.utils.is_keras_tensor(x) else ops.convert_to_tensor(x)

@@ -41,14 +41,33 @@ def fit_kernel(kernel, height, width):
     Sizes must be odd. Offsets that are cut off reach outside the grid from every
     position; offsets that are added weigh zero. Neither changes the operator.
     """
-    for axis, size in ((0, height), (1, width)):
-        margin = (size - kernel.shape[axis]) // 2
-        if margin < 0:
-            window = [slice(None)] * 3
-            window[axis] = slice(-margin, margin)
-            kernel = kernel[tuple(window)]
-        elif margin > 0:
-            pads = [(0, 0)] * 3
-            pads[axis] = (margin, margin)
-            kernel = ops.pad(kernel, pads)
-    return kernel
+    kernel = crop_kernel(kernel, height, width)
+    pads = [
+        ((size - extent) // 2,) * 2
+        for size, extent in zip((height, width), kernel.shape[:2], strict=True)
+    ]
+    return ops.pad(kernel, [*pads, (0, 0)]) if any(map(any, pads)) else kernel
+
+
+def crop_kernel(kernel, height, width):
+    """Crop a kernel about its centre to at most (height, width, groups)."""
+    window = [
+        slice(max(extent - size, 0) // 2, (extent + min(extent, size)) // 2)
+        for size, extent in zip((height, width), kernel.shape[:2], strict=True)
+    ]
+    if all(w.stop - w.start == n for w, n in zip(window, kernel.shape, strict=False)):
+        return kernel
+    return kernel[tuple(window)]
+
+
+def windows(x, size, axis, step=1):
+    """Turn a last axis of offsets into a Toeplitz matrix, its rows at `axis`.
+
+    Row i of the matrix is the window of `size` offsets, each `step` numbers, that
+    begins at offset `size - 1 - i`. Slices beat a gather: their gradient adds
+    windows up where a gather's scatters number by number.
+    """
+    rows = [
+        x[..., (size - 1 - i) * step : (2 * size - 1 - i) * step] for i in range(size)
+    ]
+    return ops.stack(rows, axis=axis)

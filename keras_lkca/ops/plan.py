@@ -1,52 +1,258 @@
-"""Which method `method="auto"` takes."""
+"""Which method `method="auto"` takes: a small model of what each one costs."""
+
+import json
+import math
+import os
+import pathlib
+import re
 
 import keras
 
-# All groups' attention matrices of one layer together. At 64 x 64 tokens one matrix
-# in float32 takes 64 MiB, at 128 x 128 it takes 1 GiB.
-MAX_MATRIX_BYTES = 256 * 2**20
+from keras_lkca.ops.backend import device_kind
+from keras_lkca.ops.spectral import fft_length
+
+METHODS = ("depthwise", "toeplitz", "hybrid", "spectral")
+PASSES = ("forward", "training")
+# Of the matrices that a method makes of one layer's kernels, all groups together.
+MAX_BYTES = 256 * 2**20
+ASSUMED_BATCH = 32  # where the batch is not known
 
 
-def choose_method(height, width, groups, itemsize, xla_on_cpu):
+def costs_path():
+    """Return where a user's own constants are: in the Keras home directory."""
+    home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
+    return pathlib.Path(home) / "keras_lkca" / "costs.json"
+
+
+def load_costs():
+    """Read the measured constants: this package's, and over them the user's own."""
+    costs = json.loads(pathlib.Path(__file__).with_name("costs.json").read_text())
+    path = costs_path()
+    try:
+        if path.exists():
+            costs.update(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Cannot read the costs measured on this machine, {path}: {error}. Delete "
+            "the file, or write it anew with `python -m keras_lkca calibrate`."
+        ) from error
+    return costs
+
+
+COSTS = load_costs()
+
+
+def choose_method(
+    height: int | None,
+    width: int | None,
+    channels: int,
+    *,
+    batch: int | None = None,
+    kernel_size: tuple[int, int] | None = None,
+    groups: int = 1,
+    dtype: str = "float32",
+    training: bool | None = None,
+    backend: str,
+    device: str = "cpu",
+    max_bytes: int = MAX_BYTES,
+    costs: dict | None = None,
+) -> str:
     """Choose the method for a grid; a pure function of its arguments.
 
-    - Dynamic height or width: `"depthwise"`, the only method that takes them.
-    - XLA on a CPU: `"toeplitz"`. Depthwise convolutions that XLA compiles for a
-      CPU are hundreds of times slower than the matrix product.
-    - Otherwise `"toeplitz"` while the matrices of all groups together take at most
-      `MAX_MATRIX_BYTES`, else `"depthwise"`.
+    The fastest by a linear model of each method's work (`work`), whose constants
+    were measured on the machine that `costs` names, among those that can be taken:
+
+    - `"depthwise"` alone takes a dynamic height or width
+    - no method whose matrices take more than `max_bytes`
+    - no depthwise convolution under TensorFlow on a CPU while there is another
+      method: XLA would make it hundreds of times slower, and whether a model is
+      compiled with `jit_compile=True` cannot be seen from within the operator
 
     Args:
         height: Rows of the token grid, `None` if dynamic.
         width: Columns of the token grid, `None` if dynamic.
+        channels: Number of channels.
+        batch: Number of images, `None` if not known, taken as 32.
+        kernel_size: The kernel's height and width, `None` for the global kernel.
         groups: Number of kernels.
-        itemsize: Bytes of one number.
-        xla_on_cpu: Whether XLA may compile the operator for a CPU.
+        dtype: Name of the inputs' dtype.
+        training: Whether gradients are wanted too. `None` is not known: the method
+            that is least far behind the fastest one in either case.
+        backend: `"tensorflow"`, `"jax"` or `"torch"`.
+        device: `"cpu"`, `"gpu"` or `"tpu"`.
+        max_bytes: Bound on the matrices of one layer's kernels.
+        costs: The constants, by default those of this package and the machine's own.
 
     Returns:
-        `"depthwise"` or `"toeplitz"`.
+        `"depthwise"`, `"toeplitz"`, `"hybrid"` or `"spectral"`.
 
     Example:
 
     >>> from keras_lkca.ops.plan import choose_method
-    >>> choose_method(8, 8, groups=1, itemsize=4, xla_on_cpu=False)
+    >>> choose_method(8, 8, 136, backend="torch")
     'toeplitz'
-    >>> choose_method(None, None, groups=1, itemsize=4, xla_on_cpu=False)
+    >>> choose_method(None, None, 136, backend="torch")
     'depthwise'
     """
     if height is None or width is None:
         return "depthwise"
-    if xla_on_cpu or groups * (height * width) ** 2 * itemsize <= MAX_MATRIX_BYTES:
-        return "toeplitz"
-    return "depthwise"
+    kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
+    shape = (height, width, kernel_size, groups)
+    seconds = estimate(
+        *(batch or ASSUMED_BATCH, channels, *shape),
+        costs_of(backend, device, dtype, costs),
+    )
+    possible = [
+        method
+        for method in METHODS
+        if not ruled_out(method, *shape, dtype, backend, device, max_bytes)
+    ]
+    wanted = PASSES if training is None else (PASSES[bool(training)],)
+
+    def behind(method):
+        return max(
+            seconds[method][name] / min(seconds[other][name] for other in possible)
+            for name in wanted
+        )
+
+    return min(possible, key=behind)
 
 
-def xla_on_cpu():
-    """Whether XLA may compile the operator for a CPU.
+def explain_plan(
+    input_shape: tuple[int | None, ...],
+    kernel_size: tuple[int, int] | None = None,
+    groups: int = 1,
+    dtype: str | None = None,
+    training: bool | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+) -> str:
+    """Say in a line which method `method="auto"` takes, and why.
 
-    JAX always compiles with XLA. TensorFlow on a CPU does so for models compiled
-    with `jit_compile=True`, which cannot be seen from within the operator.
+    Args:
+        input_shape: `(batch, height, width, channels)`, `None` where dynamic.
+        kernel_size: The kernel's height and width, `None` for the global kernel.
+        groups: Number of kernels.
+        dtype: Dtype of the inputs; `None` is that of the global dtype policy.
+        training: Whether gradients are wanted too, `None` if not known.
+        backend: The active backend by default.
+        device: `"cpu"`, `"gpu"` or `"tpu"`, by default the one in use.
+
+    Returns:
+        The method, the times that were expected of all, and where the figures
+        behind them were measured.
+
+    Example:
+
+    >>> from keras_lkca.ops import explain_plan
+    >>> line = explain_plan((4, 64, 64, 96), training=True, backend="torch")
+    >>> line.startswith("hybrid: ")
+    True
     """
-    if keras.config.backend() not in ("tensorflow", "jax"):
-        return False
-    return keras.distribution.list_devices()[0].lower().startswith("cpu")
+    batch, height, width, channels = input_shape
+    backend = backend or keras.config.backend()
+    device = device or device_kind()
+    dtype = dtype or keras.config.dtype_policy().compute_dtype
+    if height is None or width is None:
+        return "depthwise: the one method that takes a dynamic height or width"
+    kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
+    shape = (height, width, kernel_size, groups)
+    entry = costs_of(backend, device, dtype)
+    seconds = estimate(*(batch or ASSUMED_BATCH, channels, *shape), entry)
+    chosen = choose_method(
+        *(height, width, channels),
+        batch=batch,
+        kernel_size=kernel_size,
+        groups=groups,
+        dtype=dtype,
+        training=training,
+        backend=backend,
+        device=device,
+    )
+
+    def expected(method):
+        why = ruled_out(method, *shape, dtype, backend, device, MAX_BYTES)
+        if why:
+            return f"{method} ruled out, {why}"
+        names = PASSES if training is None else (PASSES[bool(training)],)
+        times = (f"{1e3 * seconds[method][name]:.3g} ms {name}" for name in names)
+        return f"{method} {', '.join(times)}"
+
+    others = "; ".join(expected(method) for method in METHODS if method != chosen)
+    own = expected(chosen).removeprefix(chosen).strip()
+    return f"{chosen}: {own}; against {others} ({entry['measured']})"
+
+
+def ruled_out(
+    method, height, width, kernel_size, groups, dtype, backend, device, max_bytes
+):
+    """Say why a method is not to be taken, or return `None`."""
+    if method == "depthwise" and backend == "tensorflow" and device == "cpu":
+        return "XLA on a CPU cannot do it"
+    itemsize = int(re.search(r"\d+", dtype)[0]) // 8
+    size = matrix_bytes(method, height, width, kernel_size, groups, itemsize)
+    if size > max_bytes:
+        return f"its matrices take {size / 2**20:.0f} MiB"
+    return None
+
+
+def matrix_bytes(method, height, width, kernel_size, groups, itemsize):
+    """Return the memory of the matrices that a method makes of a layer's kernels."""
+    if method not in ("toeplitz", "hybrid"):
+        return 0
+    numbers = work(method, 0, 0, height, width, kernel_size, groups)[1]
+    return numbers * (itemsize if method == "toeplitz" else max(itemsize, 4))
+
+
+def estimate(batch, channels, height, width, kernel_size, groups, entry):
+    """Return the seconds a method and pass, `{method: {"forward": ...}}`."""
+    seconds = {}
+    for method in METHODS:
+        amounts = work(method, batch, channels, height, width, kernel_size, groups)
+        seconds[method] = {
+            name: sum(c * a for c, a in zip(constants, amounts, strict=True))
+            for name, constants in entry["methods"][method].items()
+        }
+    return seconds
+
+
+def work(method, batch, channels, height, width, kernel_size, groups):
+    """Count what a method does: the amounts that the constants multiply.
+
+    Returns:
+        Tuple: 1, for the call; numbers written to prepare the kernels;
+        multiplications, or `n log n` of a Fourier transform; numbers of feature
+        maps in between.
+    """
+    kernel_height = min(kernel_size[0], 2 * height - 1)
+    kernel_width = min(kernel_size[1], 2 * width - 1)
+    maps, tokens = batch * channels, height * width
+    if method == "depthwise":
+        taps = kernel_height * kernel_width
+        return 1, channels * taps, maps * tokens * taps, maps * tokens
+    if method == "toeplitz":
+        return 1, groups * tokens**2, maps * tokens**2, maps * tokens
+    if method == "hybrid":
+        rows = 2 * ((height + kernel_height // 2) // 2 + 1)
+        products = 2 * rows * tokens + 2 * rows * width**2
+        return 1, 2 * groups * rows * width**2, maps * products, maps * rows * width
+    area = fft_length(height + kernel_height // 2)
+    area *= fft_length(width + kernel_width // 2)
+    return 1, groups * area, (maps + groups) * area * math.log2(area), maps * area
+
+
+def costs_of(backend, device, dtype, costs=None):
+    """Return the constants measured nearest to a backend, device and dtype."""
+    costs = COSTS if costs is None else costs
+    dtype = "bfloat16" if dtype == "float16" else dtype
+    for key in (
+        f"{backend}-{device}-{dtype}",
+        f"{backend}-{device}-float32",
+        "anything else",
+    ):
+        if key in costs:
+            return costs[key]
+    raise ValueError(
+        f"`costs` must have an entry {backend}-{device}-{dtype} or 'anything else'. "
+        f"Received: {sorted(costs)}"
+    )

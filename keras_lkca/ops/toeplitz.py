@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_lkca.ops.kernels import check_kernel, fit_kernel
+from keras_lkca.ops.kernels import check_kernel, fit_kernel, windows
 
 
 def toeplitz(inputs, kernel):
@@ -73,24 +73,7 @@ def attention_matrix(kernel, height, width):
             )
     groups, tokens = kernel.shape[-1], height * width
     kernel = ops.transpose(fit_kernel(kernel, 2 * height - 1, 2 * width - 1), (2, 0, 1))
-    matrix = _toeplitz_axis(kernel, 1, height)  # g, i, k, column offset
-    matrix = _toeplitz_axis(matrix, 3, width)  # g, i, k, j, l
-    matrix = ops.transpose(matrix, (0, 1, 3, 2, 4))
+    matrix = windows(kernel, width, axis=1)  # g, j, row offset, l
+    matrix = ops.reshape(matrix, (groups, width, -1))
+    matrix = windows(matrix, height, axis=1, step=width)  # g, i, j, (k, l)
     return ops.reshape(matrix, (groups, tokens, tokens))
-
-
-def _toeplitz_axis(x, axis, size):
-    """Turn an axis of 2 * size - 1 offsets into axes (query, key) of `size` each.
-
-    Lines of 2 * size entries, repeated and read in lines one entry shorter, move by
-    one from line to line: a Toeplitz matrix without a gather, whose gradient needs
-    no scatter.
-    """
-    before, after = tuple(x.shape[:axis]), tuple(x.shape[axis + 1 :])
-    edge = (slice(None),) * axis
-    x = ops.pad(x, [(0, 0)] * axis + [(0, 1)] + [(0, 0)] * len(after))
-    x = ops.broadcast_to(ops.expand_dims(x, axis), (*before, size, 2 * size, *after))
-    x = ops.reshape(x, (*before, 2 * size * size, *after))
-    x = x[(*edge, slice(size - 1, size - 1 + size * (2 * size - 1)))]
-    x = ops.reshape(x, (*before, size, 2 * size - 1, *after))
-    return x[(*edge, slice(None), slice(size))]

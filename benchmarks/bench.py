@@ -1,0 +1,169 @@
+"""Measure keras_lkca against what it replaces; see README.md beside this file.
+
+KERAS_BACKEND=torch python benchmarks/bench.py operator
+python benchmarks/bench.py figures
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Beside an installed package, the one this file belongs to.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import figures
+import models
+import operators
+from harness import conditions, in_memory_process, write
+
+GRIDS = tuple(operators.SHAPES)
+
+
+def parse():
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (
+        ("operator", "every method and baseline, forward and with gradients"),
+        ("model", "training step and inference, LKCA against ViT"),
+        ("scaling", "one block on 64 to 16,384 tokens, LKCA against attention"),
+        ("pipeline", "images a second of the input pipeline and of fit"),
+        ("figures", "draw what results/ holds"),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        if name == "figures":
+            command.add_argument("--output", default=str(figures.FOLDER))
+            continue
+        command.add_argument("--output", help="folder, by default results/")
+        command.add_argument("--label", default="", help="added to the file's name")
+        command.add_argument("--batch", type=int, default=128)
+        command.add_argument(
+            "--seconds", type=float, default=0.3, help="timing, for each call"
+        )
+        command.add_argument(
+            "--limit", type=float, default=1.0, help="slower calls are timed once"
+        )
+        command.add_argument(
+            "--limit-gib", type=float, default=1.5, help="of one method's matrices"
+        )
+        command.add_argument(
+            "--only-memory", action="store_true", help="JSON to stdout"
+        )
+        command.add_argument("--no-memory", action="store_true")
+        if name == "operator":
+            command.add_argument("--dtype", default="float32")
+            command.add_argument("--xla", action="store_true", help="TensorFlow only")
+            command.add_argument("--kernels", nargs="+", default=[])
+        if name in ("operator", "scaling"):
+            default = GRIDS if name == "operator" else (8, 16, 32, 64, 128)
+            command.add_argument("--grids", nargs="+", type=int, default=default)
+    return parser.parse_args()
+
+
+def merge(rows, memory):
+    """Put the peak memory beside the times."""
+    for row, measured in zip(rows, memory, strict=True):
+        for name, result in measured["results"].items():
+            row["results"].setdefault(name, {}).update(result)
+    return rows
+
+
+def table(rows, columns):
+    """Return rows as a Markdown table: times in ms, then the peak memory."""
+    names = list(dict.fromkeys(name for row in rows for name in row["results"]))
+    has_choice = any("auto" in row for row in rows)
+    header = [*columns, *names, *(["auto takes"] if has_choice else [])]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = [str(row[column]) for column in columns]
+        cells += [cell(row["results"].get(name)) for name in names]
+        cells += [row["auto"]] if has_choice else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(result):
+    """Return a measurement as text."""
+    if result is None:
+        return ""
+    if "median" not in result and "peak_mib" not in result:
+        return f"({result['skipped']})"
+    text = ""
+    if "median" in result:
+        text = f"{result['median']:.3g}"
+        if result["rounds"] > 1:
+            text += f" [{result['low']:.3g}, {result['high']:.3g}]"
+        else:
+            text += " (once)"
+    if "peak_mib" in result:
+        text += f" {result['peak_mib']:.3g} MiB"
+    return text.strip()
+
+
+def main():
+    """Measure, and write what came of it."""
+    arguments = parse()
+    if arguments.command == "figures":
+        figures.draw(arguments.output)
+        return
+    measure, columns = {
+        "operator": (operators.measure, ("grid", "kernel", "pass")),
+        "model": (models.model_rows, ("pair", "pass")),
+        "scaling": (models.scaling_rows, ("tokens", "pass")),
+        "pipeline": (models.pipeline_rows, ("what",)),
+    }[arguments.command]
+    rows = measure(arguments)
+    if arguments.only_memory:
+        print(json.dumps(rows))
+        return
+    if not arguments.no_memory and arguments.command != "pipeline":
+        rows = merge(rows, in_memory_process(sys.argv[1:]))
+    where = conditions()
+    if arguments.command == "pipeline":
+        lines = ["| | images a second | range |", "|---|---|---|"]
+        for row in rows:
+            r = row["images_per_second"]
+            lines.append(f"| {row['what']} | {r['median']} | {r['low']}-{r['high']} |")
+        text = "\n".join(lines) + "\n"
+    elif arguments.command == "model":
+        text = "".join(
+            f"\n{row['pair']}, {row['pass']}\n\n{models.tall(row, cell)}"
+            for row in rows
+        )
+    else:
+        text = table(rows, columns)
+    name = "-".join(
+        filter(
+            None,
+            (
+                arguments.command,
+                where["backend"],
+                "xla" if getattr(arguments, "xla", False) else "",
+                where["device"],
+                getattr(arguments, "dtype", ""),
+                arguments.label,
+            ),
+        )
+    )
+    about = "\n".join(f"- {key}: {value}" for key, value in where.items())
+    explained = (
+        ""
+        if arguments.command == "pipeline"
+        else "Milliseconds a call, median [quartiles]; MiB, the peak above what the "
+        "process held before the call.\n\n"
+    )
+    write(
+        name,
+        {"conditions": where, "rows": rows},
+        f"# {arguments.command}\n\n{about}\n\n{explained}{text}",
+        arguments.output,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""`bench.py model`, `scaling` and `pipeline`: whole steps, as `fit` takes them."""
+
+import time
+
+import keras
+import numpy as np
+from harness import peak_memory
+
+from keras_lkca import LKCAViT, ViT, data
+from keras_lkca.models import attention_block, lkca_block
+from keras_lkca.ops.calibrate import alternate
+
+# Equal parameters: the paper's two pairs.
+PAIRS = {
+    "LKCA-T / ViT-Lite": ("lkca_vit_tiny", "vit_tiny"),
+    "LKCA-B / ViT-Small": ("lkca_vit_base", "vit_small"),
+}
+SIZE, CLASSES = 32, 100
+
+
+def jit_settings():
+    """Return `jit_compile` settings worth comparing, the one `fit` takes first."""
+    return {"tensorflow": (False, True), "jax": (True,), "torch": (False,)}[
+        keras.config.backend()
+    ]
+
+
+def compiled(model, jit):
+    """Compile a model with the recipe's optimizer and loss."""
+    model.compile(
+        keras.optimizers.AdamW(1e-3, weight_decay=0.05),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+        jit_compile=jit,
+    )
+    return model
+
+
+def steps(model, images, labels):
+    """Return a training step and an inference as functions without arguments."""
+    return (
+        lambda: model.train_on_batch(images, labels),
+        lambda: model.predict_on_batch(images),
+    )
+
+
+def measured(calls, arguments):
+    """Time the calls, or measure their peak memory."""
+    if arguments.only_memory:
+        return {name: {"peak_mib": peak_memory(call)} for name, call in calls.items()}
+    return alternate(calls, arguments.seconds, least=7, limit=arguments.limit)
+
+
+def model_rows(arguments):
+    """Measure the models of the paper against the baselines of equal parameters."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (arguments.batch, SIZE, SIZE, 3)).astype("uint8")
+    labels = np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, len(images))]
+    rows = []
+    for pair, (lkca, vit) in PAIRS.items():
+        calls = {"training step": {}, "inference": {}}
+        for dtype in ("float32", "mixed_bfloat16"):
+            for jit in jit_settings():
+                for kind, preset in ((LKCAViT, lkca), (ViT, vit)):
+                    model = kind.from_preset(preset, num_classes=CLASSES, dtype=dtype)
+                    name = f"{preset}, {dtype}" + (", XLA" if jit else "")
+                    train, infer = steps(compiled(model, jit), images, labels)
+                    calls["training step"][name] = train
+                    calls["inference"][name] = infer
+        for kind, group in calls.items():
+            row = {"pair": pair, "pass": kind, "results": measured(group, arguments)}
+            rows.append(row)
+    return rows
+
+
+def scaling_rows(arguments):
+    """Measure one block of each kind on ever more tokens."""
+    rng = np.random.default_rng(0)
+    channels, heads, rows = 136, 8, []
+    for grid in arguments.grids:
+        calls = {"forward": {}, "training step": {}}
+        tokens = rng.normal(size=(1, grid, grid, channels)).astype("float32")
+        scores = heads * grid**4 * 4
+        skipped = {}
+        for name in ("LKCA block", "attention block"):
+            limit = arguments.limit_gib * 2**30
+            if name == "attention block" and keras.config.backend() != "torch":
+                if 3 * scores > limit:
+                    skipped[name] = {
+                        "skipped": f"{scores / 2**30:.0f} GiB of attention weights"
+                    }
+                    continue
+            inputs = keras.Input((grid, grid, channels))
+            if name == "LKCA block":
+                outputs = lkca_block(inputs)
+            else:
+                outputs = keras.layers.Reshape((-1, channels))(inputs)
+                outputs = attention_block(outputs, heads)
+                outputs = keras.layers.Reshape((grid, grid, channels))(outputs)
+            model = keras.Model(inputs, outputs)
+            model.compile("sgd", "mse", jit_compile=jit_settings()[0])
+            train, infer = steps(model, tokens, tokens)
+            calls["forward"][name] = infer
+            calls["training step"][name] = train
+        for kind, group in calls.items():
+            results = measured(group, arguments) | skipped
+            rows.append(
+                {"grid": grid, "tokens": grid**2, "pass": kind, "results": results}
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def pipeline_rows(arguments):
+    """Measure images a second: the input pipeline alone, and `fit` fed by it."""
+    rng = np.random.default_rng(0)
+    import tensorflow as tf
+
+    images = rng.integers(0, 256, (128 * 80, SIZE, SIZE, 3)).astype("uint8")
+    labels = rng.integers(0, CLASSES, len(images))
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    pipeline = data.training_pipeline(dataset, arguments.batch, CLASSES)
+    count = len(pipeline) * arguments.batch
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        for _ in pipeline:
+            pass
+        times.append(time.perf_counter() - start)
+    rows = [{"what": "the pipeline alone", "images_per_second": rate(count, times[1:])}]
+    for dtype in ("float32", "mixed_bfloat16"):
+        for jit in jit_settings():
+            model = LKCAViT.from_preset(
+                "lkca_vit_tiny", num_classes=CLASSES, dtype=dtype
+            )
+            clock = Clock()
+            compiled(model, jit).fit(
+                pipeline, epochs=3, shuffle=False, verbose=0, callbacks=[clock]
+            )
+            name = f"fit lkca_vit_tiny, {dtype}" + (", XLA" if jit else "")
+            rows.append(
+                {"what": name, "images_per_second": rate(count, clock.times[1:])}
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def rate(count, seconds):
+    """Return images a second: the median and the range."""
+    rates = sorted(count / s for s in seconds)
+    return {
+        "median": round(float(np.median(rates))),
+        "low": round(rates[0]),
+        "high": round(rates[-1]),
+    }
+
+
+class Clock(keras.callbacks.Callback):
+    """Note how long each epoch takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the watch."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Note the time."""
+        self.times.append(time.perf_counter() - self._start)
+
+
+def tall(row, cell):
+    """Return one comparison as a table with a line each."""
+    lines = ["| model | time and memory |", "|---|---|"]
+    lines += [f"| {name} | {cell(r)} |" for name, r in row["results"].items()]
+    return "\n".join(lines) + "\n"

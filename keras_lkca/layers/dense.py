@@ -1,0 +1,49 @@
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class TokenDense(keras.layers.Dense):
+    """`keras.layers.Dense` over tokens, computed as one product of two matrices.
+
+    `out[..., u] = activation(sum over c of inputs[..., c] * kernel[c, u] + bias[u])`
+
+    The same function with the same arguments and weights. But XLA copies a gradient
+    of rank three or four, transposed, before it multiplies by it, which takes longer
+    than the product: here the batch and the grid are one axis by then.
+
+    Args:
+        *args: See `keras.layers.Dense`.
+        **kwargs: See `keras.layers.Dense`.
+
+    Call arguments:
+        inputs: The tokens.
+
+    Input shape:
+        `(batch, ..., channels)`, any rank from 2, channels static.
+
+    Output shape:
+        `(batch, ..., units)`.
+
+    Raises:
+        ValueError: If `units` is not a positive integer.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.layers import TokenDense
+    >>> tuple(TokenDense(32, activation="gelu")(np.ones((2, 8, 12, 16), "f4")).shape)
+    (2, 8, 12, 32)
+
+    References:
+        - Keras, [Dense layer](https://keras.io/api/layers/core_layers/dense/).
+    """
+
+    def call(self, inputs, training=None):
+        """Multiply by the kernel."""
+        if None in inputs.shape[1:]:
+            return super().call(inputs, training=training)
+        *grid, channels = inputs.shape[1:]
+        outputs = ops.reshape(inputs, (-1, channels))
+        outputs = super().call(outputs, training=training)
+        return ops.reshape(outputs, (-1, *grid, self.units))

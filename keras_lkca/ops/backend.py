@@ -1,0 +1,136 @@
+"""The one place where the backends differ: transforms, devices, compiled calls.
+
+`keras.ops` has no transform along a chosen axis and takes complex numbers apart
+into pairs, with a copy each way; every backend's own transform needs neither.
+"""
+
+import importlib
+import os
+
+import keras
+
+# Keras has imported it already.
+_backend = importlib.import_module(keras.config.backend())
+
+
+def device_kind():
+    """Return `"cpu"`, `"gpu"` or `"tpu"`: where Keras puts new tensors."""
+    if keras.config.backend() == "torch":
+        device = os.environ.get("KERAS_TORCH_DEVICE")
+        device = device or str(keras.ops.zeros(()).device)
+    else:
+        device = keras.distribution.list_devices()[0]
+    kind = device.split(":")[0].lower()
+    return {"cuda": "gpu", "mps": "gpu", "xpu": "gpu"}.get(kind, kind)
+
+
+def spectrum(x, lengths):
+    """Transform the last two axes of a real tensor, zero-padded to `lengths`.
+
+    The last axis comes first, while there are only the unpadded rows of it.
+
+    Args:
+        x: Real tensor `(..., height, width)`.
+        lengths: Pair of integers, no less than height and width.
+
+    Returns:
+        Complex tensor `(..., lengths[0], lengths[1] // 2 + 1)`.
+    """
+    rows, columns = lengths
+    if keras.config.backend() == "torch":
+        return _backend.fft.fft(_backend.fft.rfft(x, n=columns), n=rows, dim=-2)
+    if keras.config.backend() == "jax":
+        fft = _backend.numpy.fft
+        return fft.fft(fft.rfft(x, n=columns), n=rows, axis=-2)
+    x = _backend.signal.rfft(x, [columns])
+    rank, missing = len(x.shape), rows - x.shape[-2]
+    x = _backend.linalg.matrix_transpose(x)
+    x = _backend.pad(x, [(0, 0)] * (rank - 1) + [(0, missing)])
+    return _backend.linalg.matrix_transpose(_backend.signal.fft(x))
+
+
+def inverse_spectrum(x, lengths, window):
+    """Undo `spectrum`, and keep the window only: its rows before the last axis.
+
+    Args:
+        x: Complex tensor `(..., lengths[0], lengths[1] // 2 + 1)`.
+        lengths: Pair of integers.
+        window: Pair of slices, of rows and of columns.
+
+    Returns:
+        Real tensor, `(..., rows, columns)` of the window.
+    """
+    columns = lengths[1]
+    if keras.config.backend() == "torch":
+        x = _backend.fft.ifft(x, dim=-2)[..., window[0], :]
+        return _backend.fft.irfft(x, n=columns)[..., window[1]]
+    if keras.config.backend() == "jax":
+        fft = _backend.numpy.fft
+        x = fft.ifft(x, axis=-2)[..., window[0], :]
+        return fft.irfft(x, n=columns)[..., window[1]]
+    x = _backend.signal.ifft(_backend.linalg.matrix_transpose(x))[..., window[0]]
+    x = _backend.linalg.matrix_transpose(x)
+    return _backend.signal.irfft(x, [columns])[..., window[1]]
+
+
+def repeatable(function, arrays, training, jit=True, dtype="float32"):
+    """Make a function of tensors into a call that can be timed.
+
+    Args:
+        function: Maps tensors to a tensor.
+        arrays: Its NumPy arguments, cast to `dtype`.
+        training: Whether the call computes the gradients by all arguments too.
+        jit: Whether XLA compiles it under TensorFlow. JAX always compiles, torch
+            runs operation by operation.
+        dtype: Floating-point dtype of the arguments.
+
+    Returns:
+        Function without arguments that returns when the work is done.
+    """
+    tensors = [keras.ops.convert_to_tensor(array, dtype) for array in arrays]
+    if keras.config.backend() == "torch":
+        return _repeatable_torch(function, tensors, training)
+    if keras.config.backend() == "jax":
+
+        def run(*tensors):
+            if not training:
+                return function(*tensors)
+            outputs, pullback = _backend.vjp(function, *tensors)
+            return outputs, pullback(outputs)
+
+        run = _backend.jit(run)
+        return lambda: _backend.block_until_ready(run(*tensors))
+
+    @_backend.function(jit_compile=jit)
+    def run(*tensors):
+        if not training:
+            return function(*tensors)
+        with _backend.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs = function(*tensors)
+        return outputs, tape.gradient(outputs, tensors, outputs)
+
+    def call():
+        run(*tensors)
+        _backend.test.experimental.sync_devices()
+
+    return call
+
+
+def _repeatable_torch(function, tensors, training):
+    tensors = [tensor.detach().requires_grad_(training) for tensor in tensors]
+
+    def call():
+        with _backend.set_grad_enabled(training):
+            outputs = function(*tensors)
+        if training:
+            _backend.autograd.grad(outputs, tensors, outputs.detach())
+        if tensors[0].is_cuda:
+            _backend.cuda.synchronize()
+
+    return call
+
+
+def version():
+    """Return the active backend's version."""
+    return _backend.__version__

@@ -1,0 +1,237 @@
+"""Measure this machine, so that `method="auto"` knows it."""
+
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import platform
+import time
+
+import keras
+import numpy as np
+
+from keras_lkca.ops.backend import device_kind, repeatable, version
+from keras_lkca.ops.conv import large_kernel_conv
+from keras_lkca.ops.plan import METHODS, PASSES, costs_path, matrix_bytes, work
+
+# Batch, grid, channels, kernel size (0 for a global kernel) and groups (0 for one a
+# channel): what each constant needs to be told from the others.
+SHAPES = (
+    (128, 8, 136, 0, 1),
+    (128, 8, 136, 0, 8),
+    (32, 8, 128, 0, 0),
+    (1, 14, 192, 0, 1),
+    (64, 14, 192, 0, 1),
+    (16, 14, 192, 0, 12),
+    (32, 14, 96, 0, 0),
+    (64, 14, 96, 7, 1),
+    (2, 32, 96, 0, 1),
+    (16, 32, 96, 0, 1),
+    (8, 32, 96, 0, 6),
+    (8, 32, 96, 0, 0),
+    (16, 32, 96, 7, 1),
+    (4, 64, 48, 0, 1),
+    (2, 64, 64, 0, 4),
+    (4, 64, 48, 7, 1),
+    (1, 128, 48, 0, 1),
+    (1, 128, 48, 7, 1),
+)
+LIMIT = 1.0  # seconds; what takes longer is timed once, and not on larger shapes
+LIMIT_BYTES = 2**29
+
+
+def calibrate(
+    path: str | os.PathLike | None = None,
+    dtypes: tuple[str, ...] = ("float32",),
+    seconds: float = 0.2,
+    report=print,
+) -> dict:
+    """Measure what each method costs under the active backend, and store it.
+
+    Every method runs on shapes from 8 x 8 to 128 x 128 tokens, forward and with
+    gradients; `keras_lkca.ops.plan` finds the result in the Keras home directory
+    when `keras_lkca` is next imported. One backend at a time is measured, and the
+    others' figures in the file are kept. Leave the machine alone meanwhile.
+
+    Args:
+        path: Where to store the constants, JSON; by default where they are found.
+        dtypes: The dtypes to measure, `"float32"`, `"bfloat16"` or both.
+        seconds: How long to time each method on each shape.
+        report: Function of a line of progress.
+
+    Returns:
+        What was stored for this backend: a dict of entries.
+
+    Example:
+
+    >>> from keras_lkca.ops import calibrate
+    >>> calibrate("costs.json")  # doctest: +SKIP
+    """
+    # In use below the package's other parts; here so as not to be a cycle.
+    from keras_lkca.training.files import atomic
+
+    path = pathlib.Path(path or costs_path())
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    backend, device = keras.config.backend(), device_kind()
+    entries = {}
+    for dtype in dtypes:
+        entry = {
+            "measured": f"measured on {processor()}, {os.cpu_count()} cores, "
+            f"{backend} {version()}, {dtype}, {datetime.date.today()}",
+            "methods": _fit_all(_measure(dtype, seconds, report)),
+        }
+        entries[f"{backend}-{device}-{dtype}"] = entry
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps({**kept, **entries}, indent=1) + "\n")
+    report(f"wrote {path}")
+    return entries
+
+
+def processor():
+    """Return the name of the processor."""
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _measure(dtype, seconds, report):
+    """Return the samples: `{(method, pass): [(amounts, seconds)]}`."""
+    rng = np.random.default_rng(0)
+    samples = {key: [] for key in itertools.product(METHODS, PASSES)}
+    for batch, grid, channels, size, groups in SHAPES:
+        groups = groups or channels
+        size = size or 2 * grid - 1
+        inputs = rng.normal(size=(batch, grid, grid, channels))
+        kernel = rng.normal(size=(size, size, groups)) / size
+        shape = (grid, grid, (size, size), groups)
+        for name in PASSES:
+            calls = {}
+            for method in METHODS:
+                amounts = work(method, batch, channels, *shape)
+                if matrix_bytes(method, *shape, 4) > LIMIT_BYTES:
+                    continue
+                known = [t * amounts[2] / a[2] for a, t in samples[method, name]]
+                if known and min(known) > LIMIT:
+                    continue
+                calls[method] = repeatable(
+                    lambda x, k, method=method: large_kernel_conv(x, k, method),
+                    (inputs, kernel),
+                    training=name == "training",
+                    jit=False,
+                    dtype=dtype,
+                )
+            timed = alternate(calls, seconds, least=3, limit=LIMIT)
+            for method, result in timed.items():
+                if "median" in result:
+                    amounts = work(method, batch, channels, *shape)
+                    samples[method, name].append((amounts, result["median"] / 1e3))
+            figures = ", ".join(
+                f"{method} {result.get('median', result.get('skipped'))}"
+                for method, result in timed.items()
+            )
+            report(
+                f"{dtype} {tuple(inputs.shape)}, kernel {tuple(kernel.shape)}, "
+                f"{name}, ms: {figures}"
+            )
+    return samples
+
+
+def _fit_all(samples):
+    return {
+        method: {name: fit(samples[method, name]) for name in PASSES}
+        for method in METHODS
+    }
+
+
+def fit(samples):
+    """Return the non-negative constants that come nearest in relative terms.
+
+    Least squares over each choice of the constants that are not zero: there are
+    four, so all fifteen are tried.
+
+    Args:
+        samples: List of amounts, see `keras_lkca.ops.plan.work`, and seconds.
+
+    Returns:
+        List of a constant for each amount, in seconds.
+
+    Example:
+
+    >>> from keras_lkca.ops.calibrate import fit
+    >>> fit([((1, 0, 2, 0), 5.0), ((1, 0, 4, 0), 9.0), ((1, 1, 4, 0), 12.0)])
+    [1.0, 3.0, 2.0, 0.0]
+    """
+    amounts = np.array([a for a, _ in samples], "float64")
+    seconds = np.array([s for _, s in samples], "float64")
+    rows = amounts / seconds[:, None]
+    # Columns of one size, or those of large amounts are lost in rounding.
+    scale = np.abs(rows).max(axis=0)
+    rows = rows / np.where(scale == 0, 1, scale)
+    best, smallest = None, np.inf
+    for used in itertools.product((False, True), repeat=amounts.shape[1]):
+        used = np.array(used)
+        if not used.any() or (scale[used] == 0).any():
+            continue
+        found, *_ = np.linalg.lstsq(rows[:, used], np.ones(len(rows)), rcond=None)
+        error = np.sum((rows[:, used] @ found - 1) ** 2)
+        if (found >= 0).all() and error < smallest * (1 - 1e-9):
+            best = np.zeros(amounts.shape[1])
+            best[used] = found / scale[used]
+            smallest = error
+    return [float(f"{constant:.4g}") for constant in best]
+
+
+def alternate(calls, seconds, least=5, limit=2.0):
+    """Time calls in turns, so that a slow spell of the machine meets them all.
+
+    Args:
+        calls: Dict of names and functions without arguments that return when done.
+        seconds: How long to go on, for each of them.
+        least: Fewest rounds.
+        limit: A call that takes longer, warmed up, is timed once only.
+
+    Returns:
+        Dict of names and `{"median", "low", "high", "rounds"}`: milliseconds, the
+        quartiles, the number of timings. A call that fails has `{"skipped": why}`.
+    """
+    times, failed = {}, {}
+    for name, call in calls.items():
+        try:
+            first = _timed(call)
+            second = _timed(call)
+        except Exception as error:  # what cannot run is a result as well
+            failed[name] = {"skipped": f"{type(error).__name__}: {str(error)[:80]}"}
+        else:
+            times[name] = [min(first, second)] if second > limit else []
+    running = [name for name in times if not times[name]]
+    end = time.perf_counter() + seconds * len(running)
+    rounds = 0
+    while running and (rounds < least or time.perf_counter() < end and rounds < 200):
+        first = rounds % len(running)
+        for name in running[first:] + running[:first]:
+            times[name].append(_timed(calls[name]))
+        rounds += 1
+    results = {name: _summary(values) for name, values in times.items()} | failed
+    return {name: results[name] for name in calls}
+
+
+def _timed(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _summary(seconds):
+    low, median, high = np.percentile(seconds, [25, 50, 75]) * 1e3
+    return {
+        "median": round(float(median), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+        "rounds": len(seconds),
+    }

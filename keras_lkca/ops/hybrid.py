@@ -1,0 +1,80 @@
+"""Half Fourier, half Toeplitz: all of it matrix products, of far fewer numbers."""
+
+import numpy as np
+from keras import ops
+
+from keras_lkca.ops.kernels import crop_kernel, fit_kernel, windows
+
+
+def hybrid(inputs, kernel):
+    """Apply the operator by a transform down the columns; the grid must be static.
+
+    A Fourier transform along the height turns the convolution into one along the
+    width alone for each frequency, a small Toeplitz matrix. The transform is a
+    matrix product too, real and imaginary parts as rows of one real matrix.
+    Multiplications a channel: about `4 * H * W * (H + W)` for a global kernel, where
+    `toeplitz` takes `(H * W) ** 2`. Operands in float32 or float64.
+    """
+    height, width, channels = inputs.shape[1:]
+    groups = kernel.shape[-1]
+    kernel = crop_kernel(kernel, 2 * height - 1, 2 * width - 1)
+    forward, of_kernel, inverse = (
+        ops.convert_to_tensor(matrix, inputs.dtype)
+        for matrix in transforms(height, kernel.shape[0])
+    )
+    frequencies = forward.shape[0] // 2
+    # One (2W, 2W) matrix a group and frequency: [[re, -im], [im, re]] of the kernel.
+    kernel = fit_kernel(kernel, kernel.shape[0], 2 * width - 1)
+    kernel = ops.matmul(of_kernel, ops.transpose(kernel, (2, 0, 1)))
+    kernel = ops.reshape(kernel, (groups, frequencies, 2, 2, 2 * width - 1))
+    matrix = ops.reshape(
+        windows(kernel, width, axis=3), (groups, frequencies, 2 * width, 2 * width)
+    )
+    # Groups and height first: every product then runs over whole rows of numbers.
+    values = ops.reshape(inputs, (-1, height, width, groups, channels // groups))
+    values = ops.reshape(ops.transpose(values, (3, 1, 2, 0, 4)), (groups, height, -1))
+    values = _product(forward, values)
+    values = ops.reshape(values, (groups, frequencies, 2 * width, -1))
+    values = ops.matmul(matrix, values)
+    values = _product(inverse, ops.reshape(values, (groups, 2 * frequencies, -1)))
+    values = ops.reshape(values, (groups, height, width, -1, channels // groups))
+    return ops.reshape(
+        ops.transpose(values, (3, 1, 2, 0, 4)), (-1, height, width, channels)
+    )
+
+
+def _product(matrix, values):
+    """Apply one matrix to every group; a broadcast product copies its operands."""
+    if values.shape[0] == 1:
+        return ops.expand_dims(ops.matmul(matrix, values[0]), 0)
+    matrix = ops.broadcast_to(matrix, (values.shape[0], *matrix.shape))
+    return ops.matmul(matrix, values)
+
+
+def transforms(height, kernel_height):
+    """Return the transforms of the inputs, of the kernel, and back.
+
+    The length is odd, so that only frequency 0 lacks an imaginary part, and long
+    enough that what wraps around lands outside the grid.
+
+    Returns:
+        Arrays `(2 * F, height)`, `(4 * F, kernel_height)` and `(height, 2 * F)`,
+        for `F` frequencies. Rows, or columns of the last, count frequency by
+        frequency; the kernel's four are re, -im, im, re.
+    """
+    reach = kernel_height // 2
+    frequencies = (height + reach) // 2 + 1
+    length = 2 * frequencies - 1
+    turn = 2 * np.pi * np.arange(frequencies)[:, None] / length
+    angle = turn * np.arange(height)
+    forward = np.stack([np.cos(angle), -np.sin(angle)], 1)
+    share = np.where(np.arange(frequencies) == 0, 1, 2)[:, None, None] / length
+    # A correlation: the kernel's spectrum is conjugated.
+    angle = turn * np.arange(-reach, reach + 1)
+    re, im = np.cos(angle), np.sin(angle)
+    of_kernel = np.stack([re, -im, im, re], 1)
+    return (
+        forward.reshape(-1, height),
+        of_kernel.reshape(-1, kernel_height),
+        (forward * share).reshape(-1, height).T,
+    )
