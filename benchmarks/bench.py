@@ -67,8 +67,13 @@ def parse():
 
 def merge(rows, memory):
     """Put the peak memory beside the times."""
-    for row, measured in zip(rows, memory, strict=True):
-        for name, result in measured["results"].items():
+
+    def key(row):
+        return json.dumps({k: v for k, v in row.items() if k != "results"})
+
+    peaks = {key(row): row["results"] for row in memory}
+    for row in rows:
+        for name, result in peaks.get(key(row), {}).items():
             row["results"].setdefault(name, {}).update(result)
     return rows
 

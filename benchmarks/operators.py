@@ -73,11 +73,11 @@ def cells(grids, only):
             yield grid, name, inputs, kernel
 
 
-def contestants(kernel_name, inputs, kernel):
+def contestants(kernel_name, inputs, kernel, training):
     """Return what is compared: names, functions and their arguments."""
 
     def by(method):
-        return lambda x, k: large_kernel_conv(x, k, method)
+        return lambda x, k: large_kernel_conv(x, k, method, training)
 
     compared = {method: (by(method), (inputs, kernel)) for method in METHODS}
     if kernel_name == "global":
@@ -103,7 +103,9 @@ def work(name, inputs, kernel):
 def measure(arguments):
     """Return the rows of the table: one a grid, kernel, and forward or training."""
     rows, rates = [], {}
-    for grid, kernel_name, inputs, kernel in cells(arguments.grids, arguments.kernels):
+    # Memory is a matter of the grid: the paper's kernel shows it.
+    only = ["global"] if arguments.only_memory else arguments.kernels
+    for grid, kernel_name, inputs, kernel in cells(arguments.grids, only):
         for training in (False, True):
             row = {
                 "grid": grid,
@@ -124,7 +126,7 @@ def measure(arguments):
             }
             calls = {}
             for name, (function, arrays) in contestants(
-                kernel_name, inputs, kernel
+                kernel_name, inputs, kernel, training
             ).items():
                 amount, size = work(name, inputs, kernel)
                 # The last rate of this contestant tells how long it would take.

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_lkca.ops.backend import affine
+
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
 class TokenDense(keras.layers.Dense):
@@ -10,7 +12,8 @@ class TokenDense(keras.layers.Dense):
 
     The same function with the same arguments and weights. But XLA copies a gradient
     of rank three or four, transposed, before it multiplies by it, which takes longer
-    than the product: here the batch and the grid are one axis by then.
+    than the product: here the batch and the grid are one axis by then. torch adds
+    the bias within the product.
 
     Args:
         *args: See `keras.layers.Dense`.
@@ -45,5 +48,10 @@ class TokenDense(keras.layers.Dense):
             return super().call(inputs, training=training)
         *grid, channels = inputs.shape[1:]
         outputs = ops.reshape(inputs, (-1, channels))
-        outputs = super().call(outputs, training=training)
+        if self.bias is None:
+            outputs = ops.matmul(outputs, self.kernel)
+        else:
+            outputs = affine(outputs, self.kernel, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
         return ops.reshape(outputs, (-1, *grid, self.units))

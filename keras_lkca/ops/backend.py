@@ -24,6 +24,23 @@ def device_kind():
     return {"cuda": "gpu", "mps": "gpu", "xpu": "gpu"}.get(kind, kind)
 
 
+def affine(x, kernel, bias):
+    """Return `x @ kernel + bias` of matrices, in one pass where the backend can.
+
+    XLA and TensorFlow's graphs join the two themselves. torch has an operation for
+    it, which saves reading and writing the product once more.
+    """
+    if keras.config.backend() == "torch":
+        x, kernel, bias = (keras.ops.convert_to_tensor(t) for t in (x, kernel, bias))
+        return _backend.addmm(bias, x, kernel)
+    return keras.ops.add(keras.ops.matmul(x, kernel), bias)
+
+
+def batches_products():
+    """Whether one matrix times many runs as fast as one large product, uncopied."""
+    return keras.config.backend() == "torch"
+
+
 def spectrum(x, lengths):
     """Transform the last two axes of a real tensor, zero-padded to `lengths`.
 

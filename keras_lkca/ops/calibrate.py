@@ -120,7 +120,9 @@ def _measure(dtype, seconds, report):
                 if known and min(known) > LIMIT:
                     continue
                 calls[method] = repeatable(
-                    lambda x, k, method=method: large_kernel_conv(x, k, method),
+                    lambda x, k, method=method, name=name: large_kernel_conv(
+                        x, k, method, training=name == "training"
+                    ),
                     (inputs, kernel),
                     training=name == "training",
                     jit=False,

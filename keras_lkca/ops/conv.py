@@ -134,7 +134,7 @@ def _apply(inputs, kernel, method, training):
             f"'auto'. Received: inputs.shape={tuple(inputs.shape)}"
         )
     if method == "toeplitz":
-        return toeplitz(inputs, kernel)
+        return toeplitz(inputs, kernel, training)
     # A rounded spectrum would spread its error over every token.
     wide = dtype if dtype == "float64" else "float32"
     apply = hybrid if method == "hybrid" else spectral
