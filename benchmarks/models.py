@@ -8,7 +8,7 @@ from harness import peak_memory
 
 from keras_lkca import LKCAViT, ViT, data
 from keras_lkca.models import attention_block, lkca_block
-from keras_lkca.ops.calibrate import alternate
+from keras_lkca.ops.calibration import alternate
 
 # Equal parameters: the paper's two pairs.
 PAIRS = {

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_lkca.ops import large_kernel_conv
 from keras_lkca.ops.backend import device_kind, repeatable
-from keras_lkca.ops.calibrate import alternate
+from keras_lkca.ops.calibration import alternate
 from keras_lkca.ops.plan import METHODS, choose_method
 
 # Grid: batch and channels, about as many numbers at every size.

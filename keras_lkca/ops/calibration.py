@@ -15,8 +15,7 @@ from keras_lkca.ops.backend import device_kind, repeatable, version
 from keras_lkca.ops.conv import large_kernel_conv
 from keras_lkca.ops.plan import METHODS, PASSES, costs_path, matrix_bytes, work
 
-# Batch, grid, channels, kernel size (0 for a global kernel) and groups (0 for one a
-# channel): what each constant needs to be told from the others.
+# See `calibrate`; varied enough to tell the constants from each other.
 SHAPES = (
     (128, 8, 136, 0, 1),
     (128, 8, 136, 0, 8),
@@ -45,6 +44,7 @@ def calibrate(
     path: str | os.PathLike | None = None,
     dtypes: tuple[str, ...] = ("float32",),
     seconds: float = 0.2,
+    shapes=SHAPES,
     report=print,
 ) -> dict:
     """Measure what each method costs under the active backend, and store it.
@@ -58,6 +58,8 @@ def calibrate(
         path: Where to store the constants, JSON; by default where they are found.
         dtypes: The dtypes to measure, `"float32"`, `"bfloat16"` or both.
         seconds: How long to time each method on each shape.
+        shapes: What to time: tuples of batch, grid, channels, kernel size (0 for a
+            global kernel) and groups (0 for one a channel).
         report: Function of a line of progress.
 
     Returns:
@@ -65,8 +67,14 @@ def calibrate(
 
     Example:
 
+    >>> import pathlib, tempfile
     >>> from keras_lkca.ops import calibrate
-    >>> calibrate("costs.json")  # doctest: +SKIP
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "costs.json"
+    >>> entries = calibrate(
+    ...     path, seconds=0, shapes=[(2, 4, 8, 0, 1)], report=lambda line: None
+    ... )
+    >>> path.exists(), len(entries)
+    (True, 1)
     """
     # In use below the package's other parts; here so as not to be a cycle.
     from keras_lkca.training.files import atomic
@@ -79,7 +87,7 @@ def calibrate(
         entry = {
             "measured": f"measured on {processor()}, {os.cpu_count()} cores, "
             f"{backend} {version()}, {dtype}, {datetime.date.today()}",
-            "methods": _fit_all(_measure(dtype, seconds, report)),
+            "methods": _fit_all(_measure(dtype, seconds, shapes, report)),
         }
         entries[f"{backend}-{device}-{dtype}"] = entry
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +108,11 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def _measure(dtype, seconds, report):
+def _measure(dtype, seconds, shapes, report):
     """Return the samples: `{(method, pass): [(amounts, seconds)]}`."""
     rng = np.random.default_rng(0)
     samples = {key: [] for key in itertools.product(METHODS, PASSES)}
-    for batch, grid, channels, size, groups in SHAPES:
+    for batch, grid, channels, size, groups in shapes:
         groups = groups or channels
         size = size or 2 * grid - 1
         inputs = rng.normal(size=(batch, grid, grid, channels))
@@ -165,7 +173,7 @@ def fit(samples):
 
     Example:
 
-    >>> from keras_lkca.ops.calibrate import fit
+    >>> from keras_lkca.ops.calibration import fit
     >>> fit([((1, 0, 2, 0), 5.0), ((1, 0, 4, 0), 9.0), ((1, 1, 4, 0), 12.0)])
     [1.0, 3.0, 2.0, 0.0]
     """
