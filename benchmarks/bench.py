@@ -127,7 +127,7 @@ def main():
         print(json.dumps(rows))
         return
     if not arguments.no_memory and arguments.command != "pipeline":
-        rows = merge(rows, in_memory_process(sys.argv[1:]))
+        rows = merge(rows, in_memory_process(sys.argv[1:], rows))
     where = conditions()
     if arguments.command == "pipeline":
         lines = ["| | images a second | range |", "|---|---|---|"]

@@ -12,6 +12,7 @@ from keras_lkca.layers import (
     PositionEmbedding,
     SelfAttention,
     StochasticDepth,
+    TokenDense,
 )
 
 # layer, arguments, input shape without batch, trainable weights
@@ -42,6 +43,20 @@ LAYERS = {
         (4, 6, 8),
         8 * 8 + 3 * 3 * 8 + 8 * 8 + 8,
     ),
+    "LKCA hybrid": (LKCA, {"method": "hybrid"}, (4, 6, 8), 8 * 8 + 77 + 8 * 8 + 8),
+    "LKCA spectral": (
+        LKCA,
+        {"num_kernels": 2, "method": "spectral"},
+        (4, 6, 8),
+        8 * 8 + 2 * 77 + 8 * 8 + 8,
+    ),
+    "TokenDense": (
+        TokenDense,
+        {"units": 5, "activation": "gelu", "kernel_initializer": "he_normal"},
+        (4, 6, 8),
+        8 * 5 + 5,
+    ),
+    "TokenDense of vectors": (TokenDense, {"units": 5, "use_bias": False}, (8,), 40),
     "PatchEmbedding": (
         PatchEmbedding,
         {"patch_size": (2, 3), "embed_dim": 10},
@@ -438,3 +453,35 @@ def test_channels_first_is_refused(build):
     keras.config.set_image_data_format("channels_first")
     with pytest.raises(ValueError, match="channels_last.*'channels_first'"):
         build()
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 5, 6), (2, 6)])
+def test_token_dense_is_dense(shape, dtype, use_bias, rng):
+    x = rng.normal(size=shape).astype("float32")
+    layer, dense = (
+        kind(7, activation="gelu", use_bias=use_bias, dtype=dtype)
+        for kind in (TokenDense, keras.layers.Dense)
+    )
+    layer.build(shape)
+    dense.build(shape)
+    dense.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    layer.set_weights(dense.get_weights())
+    actual, wanted = layer(x), dense(x)
+    assert actual.dtype == wanted.dtype and actual.shape == wanted.shape
+    tolerance = 1e-5 if dtype == "float32" else 4e-2
+    np.testing.assert_allclose(
+        numpy(keras.ops.cast(actual, "float32")),
+        numpy(keras.ops.cast(wanted, "float32")),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+def test_token_dense_takes_a_dynamic_grid(rng):
+    images = keras.Input((None, None, 6))
+    model = keras.Model(images, TokenDense(7)(images))
+    for shape in ((1, 2, 3, 6), (2, 4, 1, 6)):
+        x = rng.normal(size=shape).astype("float32")
+        assert model.predict(x, verbose=0).shape == (*shape[:-1], 7)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_lkca.ops import attention_matrix, large_kernel_conv
+from keras_lkca.ops.spectral import fft_length
 
 METHODS = ("depthwise", "toeplitz", "hybrid", "spectral", "auto")
 
@@ -59,6 +60,39 @@ def test_values_and_gradients_equal_the_definition(case, method):
 @pytest.mark.parametrize("case", ["non-square", "two groups", "larger one way"])
 def test_the_same_when_compiled(case, method):
     check_against_reference(*CASES[case], method, jit=True)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+@pytest.mark.parametrize("kernel_shape", [(39, 33), (7, 5), (61, 1)])
+def test_the_methods_agree(kernel_shape, groups, rng):
+    """On a grid that is no power of two, too large for the loops' patience."""
+    inputs, kernel, upstream = draw(
+        rng, (2, 20, 17, 12), (*kernel_shape, groups), (2, 20, 17, 12)
+    )
+    first = None
+    for method in METHODS:
+        results = reference.gradients(
+            lambda x, k, method=method: large_kernel_conv(x, k, method),
+            (inputs, kernel),
+            upstream,
+        )
+        first = first or results
+        for actual, wanted in zip(results, first, strict=True):
+            np.testing.assert_allclose(
+                actual, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max()
+            )
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_pass_changes_no_number(training, rng):
+    inputs, kernel = draw(rng, (3, 5, 4, 6), (9, 7, 1))
+    out = large_kernel_conv(inputs, kernel, "toeplitz", training=training)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(out),
+        reference.conv(inputs, kernel),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)
@@ -172,11 +206,36 @@ def test_integers_are_refused():
         large_kernel_conv(np.ones((1, 2, 2, 1), "uint8"), np.ones((3, 3, 1), "f4"))
 
 
-def test_toeplitz_needs_a_static_grid():
-    with pytest.raises(ValueError, match="'toeplitz' needs a static.*'depthwise'"):
-        large_kernel_conv(
-            keras.Input((None, 4, 2)), np.ones((3, 3, 1), "f4"), "toeplitz"
-        )
+@pytest.mark.parametrize("method", ["toeplitz", "hybrid", "spectral"])
+def test_a_static_grid_is_needed(method):
+    with pytest.raises(ValueError, match=f"'{method}' needs a static.*'depthwise'"):
+        large_kernel_conv(keras.Input((None, 4, 2)), np.ones((3, 3, 1), "f4"), method)
+
+
+def test_a_functional_model_of_the_operator_is_saved(tmp_path, rng):
+    images, kernel = keras.Input((4, 5, 4)), keras.Input((9, 2), batch_size=7)
+    outputs = large_kernel_conv(images, kernel, "spectral")
+    model = keras.Model([images, kernel], outputs)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    arrays = draw(rng, (7, 4, 5, 4), (7, 9, 2))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(loaded(arrays)),
+        reference.conv(*arrays),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("size", range(1, 300, 7))
+def test_fft_length(size):
+    length = fft_length(size)
+    assert length >= size and length % 2 == 0
+    rest = length
+    for factor in (2, 3, 5):
+        while rest % factor == 0:
+            rest //= factor
+    assert rest == 1
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, None])

@@ -1,38 +1,277 @@
+import json
+import pathlib
+
 import keras
+import numpy as np
 import pytest
 
-from keras_lkca.ops.plan import MAX_MATRIX_BYTES, choose_method, xla_on_cpu
+import keras_lkca
+from keras_lkca.ops import calibrate, explain_plan, large_kernel_conv
+from keras_lkca.ops.backend import device_kind
+from keras_lkca.ops.calibration import alternate, fit
+from keras_lkca.ops.plan import (
+    MAX_BYTES,
+    METHODS,
+    PASSES,
+    choose_method,
+    costs_of,
+    matrix_bytes,
+    work,
+)
+
+BUNDLED = json.loads(
+    (pathlib.Path(keras_lkca.__file__).parent / "ops" / "costs.json").read_text()
+)
+# Seconds a unit of work; the same for every method but "hybrid", at half of it.
+EVEN = {
+    "anything else": {
+        "measured": "made up",
+        "methods": {
+            method: {
+                name: [0, 0, 0.5 if method == "hybrid" else 1, 0] for name in PASSES
+            }
+            for method in METHODS
+        },
+    }
+}
+
+
+def choose(height, width, channels=96, **arguments):
+    arguments = {"backend": "torch", "costs": BUNDLED, **arguments}
+    return choose_method(height, width, channels, **arguments)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize(
+    ("grid", "batch", "training", "methods"),
+    [
+        # The presets' own grid, and the sizes on either side of where they cross.
+        (8, 128, True, "toeplitz"),
+        (8, 128, False, "toeplitz"),
+        (14, 64, False, "toeplitz hybrid"),
+        (32, 16, True, "hybrid"),
+        (32, 16, False, "hybrid"),
+        (64, 4, True, "hybrid"),
+        (64, 4, False, "hybrid"),
+        (128, 1, True, "hybrid spectral"),
+        (128, 1, False, "hybrid spectral"),
+        (512, 1, False, "spectral"),
+    ],
+)
+def test_choices_for_a_global_kernel(grid, batch, training, methods, backend):
+    chosen = choose(grid, grid, batch=batch, training=training, backend=backend)
+    assert chosen in methods.split()
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "groups", "itemsize", "xla", "method"),
+    ("case", "method"),
     [
-        (8, 8, 1, 4, False, "toeplitz"),
-        (32, 32, 1, 4, False, "toeplitz"),
-        (64, 64, 1, 4, False, "toeplitz"),
-        (128, 128, 1, 4, False, "depthwise"),
-        (32, 32, 64, 4, False, "toeplitz"),
-        (32, 32, 65, 4, False, "depthwise"),
-        (32, 32, 128, 2, False, "toeplitz"),  # half the bytes, twice the groups
-        (1, 4096, 1, 4, False, "toeplitz"),
-        # XLA on a CPU compiles a depthwise convolution to something far too slow.
-        (128, 128, 1, 4, True, "toeplitz"),
-        (32, 32, 192, 4, True, "toeplitz"),
+        # A kernel a channel: the matrices of all of them take 192 times the memory.
+        (dict(height=32, width=32, groups=96, backend="torch"), "hybrid spectral"),
+        (dict(height=32, width=32, groups=96, backend="jax"), "hybrid spectral"),
+        # A local kernel is what a convolution is for, but for XLA on a CPU.
+        (
+            dict(height=64, width=64, kernel_size=(7, 7), training=False),
+            "depthwise",
+        ),
+        (
+            dict(height=64, width=64, kernel_size=(7, 7), backend="jax"),
+            "hybrid spectral",
+        ),
+        (
+            dict(height=64, width=64, kernel_size=(3, 3), backend="tensorflow"),
+            "toeplitz hybrid spectral",
+        ),
+        # One row of tokens: there is nothing to transform down the columns.
+        (dict(height=1, width=256, training=True), "toeplitz"),
         # Only one method takes a dynamic grid.
-        (None, 8, 1, 4, False, "depthwise"),
-        (8, None, 1, 4, True, "depthwise"),
+        (dict(height=None, width=8), "depthwise"),
+        (dict(height=8, width=None, backend="jax"), "depthwise"),
+        (dict(height=None, width=None, backend="tensorflow"), "depthwise"),
+        # What was never measured still gets an answer.
+        (dict(height=8, width=8, backend="jax", device="tpu"), "toeplitz hybrid"),
+        (dict(height=8, width=8, dtype="float64"), "toeplitz"),
+        (dict(height=8, width=8, dtype="float16"), "toeplitz"),
     ],
 )
-def test_choices(height, width, groups, itemsize, xla, method):
-    assert choose_method(height, width, groups, itemsize, xla) == method
+def test_choices_for_other_cases(case, method):
+    assert choose(**case) in method.split()
 
 
-def test_the_bound_is_on_the_matrices_of_all_groups():
-    assert MAX_MATRIX_BYTES == 64 * 32**4 * 4
+def test_the_least_work_is_chosen():
+    # 4,096 products a channel by either matrix form, the hybrid's at half the price.
+    assert choose(8, 8, costs=EVEN) == "hybrid"
+    assert choose(2, 2, costs=EVEN, kernel_size=(1, 1)) == "depthwise"
 
 
-def test_xla_on_cpu_knows_the_backend():
-    on_cpu = True
-    if keras.config.backend() != "torch":
-        on_cpu = keras.distribution.list_devices()[0].lower().startswith("cpu")
-    assert xla_on_cpu() == (keras.config.backend() != "torch" and on_cpu)
+def test_unknown_pass_takes_what_is_never_far_behind():
+    costs = json.loads(json.dumps(EVEN))
+    times = {
+        "depthwise": (1, 100),
+        "toeplitz": (2, 20),
+        "hybrid": (9, 10),
+        "spectral": (50, 50),
+    }
+    for method, pair in times.items():
+        for name, seconds in zip(PASSES, pair, strict=True):
+            costs["anything else"]["methods"][method][name] = [seconds, 0, 0, 0]
+    assert choose(8, 8, costs=costs, training=False) == "depthwise"
+    assert choose(8, 8, costs=costs, training=True) == "hybrid"
+    assert choose(8, 8, costs=costs, training=None) == "toeplitz"
+
+
+def test_memory_out_of_proportion_is_never_taken():
+    for method in ("toeplitz", "hybrid"):
+        costs = json.loads(json.dumps(EVEN))
+        for name in PASSES:
+            costs["anything else"]["methods"][method][name] = [0, 0, 0, 0]
+        bound = matrix_bytes(method, 16, 16, (31, 31), 2, 4)
+        common = dict(costs=costs, groups=2, batch=1)
+        assert choose(16, 16, max_bytes=bound, **common) == method
+        assert choose(16, 16, max_bytes=bound - 1, **common) != method
+
+
+def test_matrix_bytes():
+    assert matrix_bytes("toeplitz", 8, 6, (15, 11), 3, 4) == 3 * 48**2 * 4
+    assert matrix_bytes("toeplitz", 8, 6, (15, 11), 3, 2) == 3 * 48**2 * 2
+    # 8 frequencies, a (12, 12) matrix each, in float32 whatever the inputs.
+    assert matrix_bytes("hybrid", 8, 6, (15, 11), 3, 2) == 3 * 8 * 12**2 * 4
+    assert matrix_bytes("spectral", 512, 512, (1023, 1023), 3, 4) == 0
+    assert matrix_bytes("toeplitz", 90, 90, (179, 179), 1, 4) <= MAX_BYTES
+
+
+def test_a_kernel_larger_than_the_grid_is_no_more_work():
+    for method in METHODS:
+        assert work(method, 2, 4, 8, 6, (99, 99), 2) == work(
+            method, 2, 4, 8, 6, (15, 11), 2
+        )
+
+
+def test_bundled_costs_were_measured_on_every_backend():
+    for backend in ("tensorflow", "jax", "torch"):
+        for dtype in ("float32", "bfloat16"):
+            assert f"{backend}-cpu-{dtype}" in BUNDLED
+    for entry in BUNDLED.values():
+        assert set(entry["methods"]) == set(METHODS)
+        for passes in entry["methods"].values():
+            assert set(passes) == set(PASSES)
+            for constants in passes.values():
+                assert len(constants) == 4
+                assert min(constants) >= 0 < max(constants)
+
+
+def test_costs_without_an_entry():
+    with pytest.raises(ValueError, match=r"torch-cpu-float32.*\['other'\]"):
+        costs_of("torch", "cpu", "float32", {"other": {}})
+
+
+def test_explain_plan():
+    line = explain_plan((4, 64, 64, 96), training=True)
+    assert "\n" not in line
+    chosen, rest = line.split(": ", 1)
+    assert chosen == choose_method(
+        *(64, 64, 96),
+        batch=4,
+        training=True,
+        backend=keras.config.backend(),
+        device=device_kind(),
+    )
+    assert all(method in rest for method in METHODS if method != chosen)
+    assert "measured" in rest and "ms training" in rest
+    assert "dynamic" in explain_plan((None, None, 8, 4))
+    line = explain_plan((1, 256, 256, 4), backend="torch", device="cpu")
+    assert "toeplitz ruled out, its matrices take 16384 MiB" in line
+    line = explain_plan((1, 8, 8, 4), backend="tensorflow", device="cpu")
+    assert "depthwise ruled out, XLA" in line
+
+
+def test_device_kind():
+    assert device_kind() in ("cpu", "gpu", "tpu")
+
+
+def test_calibrate_measures_this_backend_and_keeps_the_others(tmp_path):
+    path = tmp_path / "new" / "costs.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"other-cpu-float32": {"kept": True}}))
+    lines = []
+    entries = calibrate(
+        path,
+        dtypes=("float32",),
+        seconds=0,
+        shapes=[(2, 4, 6, 0, 2), (1, 6, 4, 3, 0)],
+        report=lines.append,
+    )
+    key = f"{keras.config.backend()}-{device_kind()}-float32"
+    stored = json.loads(path.read_text())
+    assert stored == {"other-cpu-float32": {"kept": True}, **entries}
+    assert list(entries) == [key]
+    assert "measured on" in entries[key]["measured"]
+    assert choose_method(4, 4, 6, backend=keras.config.backend(), costs=entries)
+    assert len(lines) == 2 * 2 + 1  # shapes by passes, and where it was written
+
+
+def test_the_user_s_own_costs_come_first(tmp_path, run_python):
+    folder = tmp_path / "keras_lkca"
+    folder.mkdir()
+    costs = EVEN["anything else"]
+    (folder / "costs.json").write_text(json.dumps({"torch-cpu-float32": costs}))
+    script = (
+        f"import os; os.environ['KERAS_HOME'] = {str(tmp_path)!r}\n"
+        "from keras_lkca.ops import explain_plan\n"
+        "print(explain_plan((1, 8, 8, 4), backend='torch', device='cpu'))"
+    )
+    assert "(made up)" in run_python("-c", script)
+    (folder / "costs.json").write_text("{")
+    error = run_python("-c", script, expect=1)
+    assert "Cannot read the costs measured on this machine" in error
+    assert "python -m keras_lkca calibrate" in error
+
+
+def test_command_line(tmp_path, run_python):
+    assert keras_lkca.__version__ in run_python("-m", "keras_lkca", "--version")
+    assert "calibrate" in run_python("-m", "keras_lkca", "--help")
+    assert "invalid choice" in run_python("-m", "keras_lkca", "fly", expect=2)
+
+
+def test_fit_finds_the_constants_and_none_below_zero():
+    rng = np.random.default_rng(0)
+    constants = np.array([1e-4, 0, 3e-11, 2e-9])
+    amounts = rng.uniform(1, 10, (20, 4)) * [1, 1e6, 1e9, 1e6]
+    amounts[:, 0] = 1
+    samples = [(tuple(a), float(a @ constants)) for a in amounts]
+    np.testing.assert_allclose(fit(samples), constants, rtol=1e-3, atol=1e-15)
+    # Less time for more work cannot be had: no negative price.
+    assert min(fit([((1, 0, 1, 0), 2.0), ((1, 0, 2, 0), 1.0)])) >= 0
+
+
+def test_alternate_times_in_turns_and_reports_what_fails():
+    order = []
+
+    def broken():
+        raise MemoryError("too large")
+
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    results = alternate({**calls, "broken": broken}, seconds=0, least=3)
+    assert order == list("aabb") + list("ab") + list("ba") + list("ab")
+    assert results["a"]["rounds"] == 3
+    assert results["a"]["low"] <= results["a"]["median"] <= results["a"]["high"]
+    assert results["broken"] == {"skipped": "MemoryError: too large"}
+
+
+def test_auto_follows_the_plan(monkeypatch):
+    inputs = np.ones((1, 4, 4, 2), "float32")
+    kernel = np.ones((7, 7, 1), "float32")
+    asked = []
+
+    def choose(*grid, **arguments):
+        asked.append((grid, arguments))
+        return "spectral"
+
+    monkeypatch.setattr("keras_lkca.ops.plan.choose_method", choose)
+    large_kernel_conv(inputs, kernel, training=True)
+    ((grid, arguments),) = asked
+    assert grid == (4, 4, 2)
+    assert arguments["batch"] == 1 and arguments["training"] is True
+    assert tuple(arguments["kernel_size"]) == (7, 7) and arguments["groups"] == 1
+    large_kernel_conv(inputs, kernel, method="toeplitz")
+    assert len(asked) == 1

@@ -1,0 +1,41 @@
+import json
+
+import keras
+from conftest import ROOT
+
+BENCH = ROOT / "benchmarks" / "bench.py"
+
+
+def bench(run_python, folder, *arguments):
+    run_python(BENCH, *arguments, "--output", folder, "--seconds", "0")
+    (path,) = folder.glob(f"{arguments[0]}*.json")
+    assert keras.config.backend() in path.stem
+    return json.loads(path.read_text()), path.with_suffix(".md").read_text()
+
+
+def test_operator(tmp_path, run_python):
+    arguments = ("operator", "--grids", "8", "--kernels", "7 x 7", "--no-memory")
+    record, text = bench(run_python, tmp_path, *arguments)
+    assert len(record["rows"]) == 2  # forward, and with gradients
+    for row in record["rows"]:
+        assert row["auto"] in row["results"]
+        for result in row["results"].values():
+            assert result["low"] <= result["median"] <= result["high"]
+    for key in ("command", "machine", "keras", "commit", "date"):
+        assert record["conditions"][key]
+    assert "| 8 | 7 x 7 | forward |" in text
+
+
+def test_scaling_with_memory(tmp_path, run_python):
+    record, _ = bench(run_python, tmp_path, "scaling", "--grids", "8")
+    for row in record["rows"]:
+        for result in row["results"].values():
+            assert result["median"] > 0 and result["peak_mib"] >= 0
+
+
+def test_figures_of_the_committed_results(tmp_path, run_python):
+    run_python(BENCH, "figures", "--output", tmp_path)
+    drawn = {path.stem for path in tmp_path.glob("*.svg")}
+    results = {path.stem for path in (BENCH.parent / "results").glob("*.json")}
+    wanted = {name for name in results if name.startswith(("operator", "scaling"))}
+    assert drawn == wanted != set()
