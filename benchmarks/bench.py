@@ -116,58 +116,66 @@ def main():
     if arguments.command == "figures":
         figures.draw(arguments.output)
         return
-    measure, columns = {
-        "operator": (operators.measure, ("grid", "kernel", "pass")),
-        "model": (models.model_rows, ("pair", "pass")),
-        "scaling": (models.scaling_rows, ("tokens", "pass")),
-        "pipeline": (models.pipeline_rows, ("what",)),
+    measure = {
+        "operator": operators.measure,
+        "model": models.model_rows,
+        "scaling": models.scaling_rows,
+        "pipeline": models.pipeline_rows,
     }[arguments.command]
-    rows = measure(arguments)
     if arguments.only_memory:
-        print(json.dumps(rows))
+        print(json.dumps(measure(arguments)))
         return
-    if not arguments.no_memory and arguments.command != "pipeline":
-        rows = merge(rows, in_memory_process(sys.argv[1:], rows))
-    where = conditions()
-    if arguments.command == "pipeline":
-        lines = ["| | images a second | range |", "|---|---|---|"]
-        for row in rows:
-            r = row["images_per_second"]
-            lines.append(f"| {row['what']} | {r['median']} | {r['low']}-{r['high']} |")
-        text = "\n".join(lines) + "\n"
-    elif arguments.command == "model":
-        text = "".join(
-            f"\n{row['pair']}, {row['pass']}\n\n{models.tall(row, cell)}"
-            for row in rows
-        )
-    else:
-        text = table(rows, columns)
-    name = "-".join(
-        filter(
-            None,
-            (
-                arguments.command,
-                where["backend"],
-                "xla" if getattr(arguments, "xla", False) else "",
-                where["device"],
-                getattr(arguments, "dtype", ""),
-                arguments.label,
-            ),
-        )
+    dtype = getattr(arguments, "dtype", None)
+    xla = getattr(arguments, "xla", False)
+    where = conditions(**({"dtype": dtype, "xla": xla} if dtype else {}))
+    parts = (
+        arguments.command,
+        where["backend"],
+        "xla" if xla else "",
+        where["device"],
+        dtype,
+        arguments.label,
     )
-    about = "\n".join(f"- {key}: {value}" for key, value in where.items())
-    explained = (
-        ""
-        if arguments.command == "pipeline"
-        else "Milliseconds a call, median [quartiles]; MiB, the peak above what the "
+    name = "-".join(filter(None, parts))
+
+    def store(rows):
+        record = {"conditions": where, "rows": rows}
+        write(name, record, markdown(arguments.command, record), arguments.output)
+
+    rows = measure(arguments)
+    store(rows)
+    # On an accelerator the process's memory is not the one that counts.
+    if arguments.command != "pipeline" and where["device"] == "cpu":
+        if not arguments.no_memory:
+            store(merge(rows, in_memory_process(sys.argv[1:], rows)))
+
+
+def markdown(command, record):
+    """Return a record as Markdown."""
+    about = "\n".join(
+        f"- {key}: {value}" for key, value in record["conditions"].items()
+    )
+    text = (
+        "Milliseconds a call, median [quartiles]; MiB, the peak above what the "
         "process held before the call.\n\n"
     )
-    write(
-        name,
-        {"conditions": where, "rows": rows},
-        f"# {arguments.command}\n\n{about}\n\n{explained}{text}",
-        arguments.output,
-    )
+    rows = record["rows"]
+    if command == "pipeline":
+        text = "| | images a second | range |\n|---|---|---|\n"
+        for row in rows:
+            rate = row["images_per_second"]
+            text += f"| {row['what']} | {rate['median']} "
+            text += f"| {rate['low']} to {rate['high']} |\n"
+    elif command == "model":
+        for row in rows:
+            text += f"{row['pair']}, {row['pass']}\n\n{models.tall(row, cell)}\n"
+    else:
+        columns = {
+            "operator": ("grid", "kernel", "pass"),
+            "scaling": ("tokens", "pass"),
+        }
+        text += table(rows, columns[command])
+    return f"# {command}\n\n{about}\n\n{text}"
 
 
 if __name__ == "__main__":

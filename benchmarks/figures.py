@@ -6,7 +6,7 @@ import pathlib
 from harness import HERE
 
 from keras_lkca.extras import require
-from keras_lkca.training.files import atomic
+from keras_lkca.files import atomic
 
 FOLDER = HERE.parent / "docs" / "benchmarks"
 # Okabe and Ito's colours, told apart by everyone; a marker each besides.
@@ -31,6 +31,8 @@ def draw(output):
         rows = [r for r in record["rows"] if r.get("kernel", "global") == "global"]
         if not path.name.startswith(("operator", "scaling")):
             continue
+        for row in rows:
+            scale(row)
         figure = chart(plt, rows, record["conditions"])
         with atomic(pathlib.Path(output) / f"{path.stem}.svg") as temporary:
             figure.savefig(temporary, metadata={"Date": None})
@@ -38,10 +40,27 @@ def draw(output):
         print(f"wrote {output}/{path.stem}.svg")
 
 
+def scale(row):
+    """Divide the operator's figures by images and channels, which differ by grid."""
+    if "inputs" not in row:
+        return
+    batch, _, _, channels = row["inputs"]
+    for result in row["results"].values():
+        for key in ("median", "peak_mib"):
+            if key in result:
+                result[key] *= (1e3 if key == "median" else 1024) / (batch * channels)
+
+
 def chart(plt, rows, where):
     """Draw time and memory against tokens, a column of panels a pass."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     kinds = [("median", "time a call, ms"), ("peak_mib", "peak memory, MiB")]
+    if "inputs" in rows[0]:
+        each = "for each image and channel"
+        kinds = [
+            ("median", f"time {each}, µs"),
+            ("peak_mib", f"peak memory {each}, KiB"),
+        ]
     kinds = [
         (key, label)
         for key, label in kinds
@@ -64,9 +83,10 @@ def chart(plt, rows, where):
         axis.set_xlabel("tokens (height x width)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
-    version = where[where["backend"]]
+    backend = where["backend"] + (" with XLA" if where.get("xla") else "")
     figure.suptitle(
-        f"{where['backend']} {version}, {where['device']}, {where['cores']} cores"
+        f"{backend} {where[where['backend']]}, {where.get('dtype', 'float32')}, "
+        f"{where['device']}, {where['cores']} cores"
     )
     return figure
 

@@ -12,8 +12,9 @@ import sys
 import keras
 import numpy as np
 
-from keras_lkca.ops.backend import device_kind
-from keras_lkca.training.files import atomic
+from keras_lkca.files import atomic
+from keras_lkca.ops.backend import device_kind, version
+from keras_lkca.ops.calibration import processor
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -58,33 +59,39 @@ def in_memory_process(arguments, rows):
 
 
 def conditions(**more):
-    """Return where and with what a measurement was made."""
+    """Return where and with what a measurement is made."""
     backend = keras.config.backend()
-    module = sys.modules[backend]
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    command = " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
-        "command": "python benchmarks/"
-        + " ".join([pathlib.Path(sys.argv[0]).name] + sys.argv[1:]),
+        "command": f"KERAS_BACKEND={backend} python benchmarks/{command}",
         "backend": backend,
         "device": device_kind(),
-        "machine": _processor(),
-        "cores": os.cpu_count(),
+        "machine": processor(),
+        "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "keras": keras.__version__,
-        backend: module.__version__,
+        backend: version(),
         "numpy": np.__version__,
-        "commit": commit or "unknown",
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         **more,
     }
 
 
-def _processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
+def commit():
+    """Return the commit that is measured, and whether files differ from it."""
+    git = ["git", "-C", str(HERE)]
+    try:
+        name = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("-dirty" if changed else "")
 
 
 def write(name, record, markdown, folder=None):

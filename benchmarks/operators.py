@@ -13,7 +13,7 @@ from keras_lkca.ops.backend import device_kind, repeatable
 from keras_lkca.ops.calibration import alternate
 from keras_lkca.ops.plan import METHODS, choose_method
 
-# Grid: batch and channels, about as many numbers at every size.
+# Grid: batch and channels, one to three million numbers.
 SHAPES = {
     8: (128, 136),
     14: (64, 192),
@@ -45,7 +45,7 @@ def kernels(grid, channels):
 
 
 def folded_conv(inputs, kernel):
-    """Apply one kernel as the original formulation: channels in the batch."""
+    """Apply one kernel in the original formulation, in Keras: channels as images."""
     _, height, width, channels = inputs.shape
     values = ops.reshape(ops.transpose(inputs, (0, 3, 1, 2)), (-1, height, width, 1))
     values = ops.conv(values, ops.expand_dims(kernel, -1), padding="same")
@@ -141,7 +141,9 @@ def measure(arguments):
                 # The last rate of this contestant tells how long it would take.
                 expected = amount * rates.get((name, training), 0)
                 cell = (grid, kernel_name, row["pass"])
-                if cell in timed and "median" not in timed[cell].get(name, {}):
+                if arguments.only_memory and "median" not in timed.get(cell, {}).get(
+                    name, {}
+                ):
                     continue
                 if expected > 4 * arguments.limit:
                     skipped = f"about {expected:.0f} s a call"

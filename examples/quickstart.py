@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from keras_lkca import LKCAViT, ViT, data
-from keras_lkca.training.files import atomic
+from keras_lkca.files import atomic
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

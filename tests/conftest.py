@@ -2,8 +2,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Nothing of the user's own: neither Keras's configuration nor measured costs.
+os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
 
 import keras
 import numpy as np

@@ -212,7 +212,9 @@ def test_lkca_projections_start_different():
     assert np.abs(numpy(layer.value.kernel) - numpy(layer.projection.kernel)).max() > 0
 
 
-@pytest.mark.parametrize("method", ["auto", "depthwise", "toeplitz"])
+@pytest.mark.parametrize(
+    "method", ["auto", "depthwise", "toeplitz", "hybrid", "spectral"]
+)
 def test_lkca_runs_at_other_grid_sizes(method, rng):
     layer = LKCA(kernel_initializer="glorot_normal", method=method)
     layer.build((None, 4, 5, 6))
@@ -477,6 +479,20 @@ def test_token_dense_is_dense(shape, dtype, use_bias, rng):
         rtol=tolerance,
         atol=tolerance,
     )
+
+
+def test_token_dense_and_patches_take_integers(rng):
+    images = rng.integers(0, 256, (2, 4, 6, 3)).astype("uint8")
+    assert TokenDense(7)(images).shape == (2, 4, 6, 7)
+    assert PatchEmbedding(2, 5)(images).shape == (2, 2, 3, 5)
+
+
+def test_token_dense_can_be_quantized(rng):
+    x = rng.normal(size=(2, 3, 4, 6)).astype("float32")
+    layer = TokenDense(7)
+    before = numpy(layer(x))
+    layer.quantize("int8")
+    np.testing.assert_allclose(numpy(layer(x)), before, atol=0.05)
 
 
 def test_token_dense_takes_a_dynamic_grid(rng):

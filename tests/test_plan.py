@@ -4,6 +4,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import keras_lkca
 from keras_lkca.ops import calibrate, explain_plan, large_kernel_conv
@@ -16,6 +17,7 @@ from keras_lkca.ops.plan import (
     choose_method,
     costs_of,
     matrix_bytes,
+    read_costs,
     work,
 )
 
@@ -185,6 +187,21 @@ def test_explain_plan():
     assert "depthwise ruled out, XLA" in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_shape": (8, 8, 4)}, r"`input_shape` must be.*\(8, 8, 4\)"),
+        ({"input_shape": (1, 8, 8, None)}, "`input_shape` must be.*None"),
+        ({"backend": "numpy"}, "`backend` must be one of.*'numpy'"),
+        ({"device": "abacus"}, "`device` must be one of.*'abacus'"),
+        ({"dtype": "mixed_bfloat16"}, "mixed_bfloat16"),
+    ],
+)
+def test_explain_plan_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explain_plan(**{"input_shape": (1, 8, 8, 4), **arguments})
+
+
 def test_device_kind():
     assert device_kind() in ("cpu", "gpu", "tpu")
 
@@ -192,7 +209,8 @@ def test_device_kind():
 def test_calibrate_measures_this_backend_and_keeps_the_others(tmp_path):
     path = tmp_path / "new" / "costs.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"other-cpu-float32": {"kept": True}}))
+    other = {"other-cpu-float32": EVEN["anything else"]}
+    path.write_text(json.dumps(other))
     lines = []
     entries = calibrate(
         path,
@@ -203,7 +221,7 @@ def test_calibrate_measures_this_backend_and_keeps_the_others(tmp_path):
     )
     key = f"{keras.config.backend()}-{device_kind()}-float32"
     stored = json.loads(path.read_text())
-    assert stored == {"other-cpu-float32": {"kept": True}, **entries}
+    assert stored == {**other, **entries}
     assert list(entries) == [key]
     assert "measured on" in entries[key]["measured"]
     assert choose_method(4, 4, 6, backend=keras.config.backend(), costs=entries)
@@ -221,10 +239,34 @@ def test_the_user_s_own_costs_come_first(tmp_path, run_python):
         "print(explain_plan((1, 8, 8, 4), backend='torch', device='cpu'))"
     )
     assert "(made up)" in run_python("-c", script)
-    (folder / "costs.json").write_text("{")
-    error = run_python("-c", script, expect=1)
-    assert "Cannot read the costs measured on this machine" in error
-    assert "python -m keras_lkca calibrate" in error
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"torch-cpu-float32": {"methods": {}}}'])
+def test_damaged_costs_are_ignored_aloud(text, tmp_path):
+    path = tmp_path / "costs.json"
+    path.write_text(text)
+    with pytest.warns(UserWarning, match="Ignored the costs.*keras_lkca calibrate"):
+        assert read_costs(path) == {}
+    assert read_costs(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize("dtypes", ["float32", (), ("float32", "int8")])
+def test_calibrate_bad_dtypes(dtypes, tmp_path):
+    with pytest.raises(ValueError, match="`dtypes` must be a tuple of names"):
+        calibrate(tmp_path / "costs.json", dtypes=dtypes)
+
+
+def test_calibrate_by_command(tmp_path, monkeypatch):
+    from keras_lkca.__main__ import main
+
+    calls = []
+    monkeypatch.setattr("keras_lkca.ops.calibrate", lambda *a: calls.append(a))
+    main(["calibrate", "--dtype", "float32", "--seconds", "0.5", "--output", "c.json"])
+    main(["calibrate"])
+    assert calls == [
+        ("c.json", ("float32",), 0.5),
+        (None, ("float32", "bfloat16"), 0.2),
+    ]
 
 
 def test_command_line(tmp_path, run_python):
@@ -240,6 +282,7 @@ def test_fit_finds_the_constants_and_none_below_zero():
     amounts[:, 0] = 1
     samples = [(tuple(a), float(a @ constants)) for a in amounts]
     np.testing.assert_allclose(fit(samples), constants, rtol=1e-3, atol=1e-15)
+    assert fit([]) == [1.0, 0.0, 0.0, 0.0]  # what never ran is never chosen
     # Less time for more work cannot be had: no negative price.
     assert min(fit([((1, 0, 1, 0), 2.0), ((1, 0, 2, 0), 1.0)])) >= 0
 
@@ -275,3 +318,44 @@ def test_auto_follows_the_plan(monkeypatch):
     assert tuple(arguments["kernel_size"]) == (7, 7) and arguments["groups"] == 1
     large_kernel_conv(inputs, kernel, method="toeplitz")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def heads_of(channels):
+    """As the benchmark's `heads_of`: the divisor nearest to 17 channels a head."""
+    divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+    return min(divisors, key=lambda n: abs(channels / n - 17))
+
+
+def test_choices_against_the_committed_measurements(backend):
+    """Within 15 % of the fastest method's time on nine cells of ten."""
+    path = ROOT / "benchmarks" / "results" / f"operator-{backend}-cpu-float32.json"
+    right = []
+    for row in json.loads(path.read_text())["rows"]:
+        batch, height, width, channels = row["inputs"]
+        local = row["kernel"] == "7 x 7"
+        groups = {
+            "global, a kernel a head": heads_of(channels),
+            "global, a kernel a channel": channels,
+        }
+        chosen = choose_method(
+            height,
+            width,
+            channels,
+            batch=batch,
+            kernel_size=(7, 7) if local else None,
+            groups=groups.get(row["kernel"], 1),
+            training=row["pass"] != "forward",
+            backend=backend,
+            costs=BUNDLED,
+        )
+        # TensorFlow's plan cannot take what XLA could not do, whoever asks.
+        times = {
+            method: row["results"][method]["median"]
+            for method in METHODS
+            if "median" in row["results"].get(method, {})
+            and not (backend == "tensorflow" and method == "depthwise")
+        }
+        right.append(times.get(chosen, np.inf) <= 1.15 * min(times.values()))
+    assert len(right) == 48
+    assert np.mean(right) >= 0.9

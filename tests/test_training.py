@@ -10,7 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 from keras_lkca import LKCAViT, ViT, data, training
-from keras_lkca.training.files import atomic
+from keras_lkca.files import atomic
 
 pytest.importorskip("tensorflow")
 

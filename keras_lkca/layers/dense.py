@@ -52,6 +52,9 @@ class TokenDense(keras.layers.Dense):
             outputs = ops.matmul(outputs, self.kernel)
         else:
             outputs = affine(outputs, self.kernel, self.bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return ops.reshape(outputs, (-1, *grid, self.units))
+        outputs = ops.reshape(outputs, (-1, *grid, self.units))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Quantize as `keras.layers.Dense`, whose own way to compute it then takes."""
+        super().quantize(mode, type_check=False, config=config)

@@ -56,7 +56,7 @@ class LKCA(keras.layers.Layer):
 
     Call arguments:
         inputs: The feature map.
-        training: Whether dropout is active.
+        training: Whether dropout is active; `method="auto"` plans for it.
 
     Input shape:
         `(batch, height, width, channels)`. Channels must be static, and so must

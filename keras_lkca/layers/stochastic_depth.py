@@ -60,7 +60,8 @@ class StochasticDepth(keras.layers.Layer):
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         draws = keras.random.uniform(shape, seed=self.seed_generator)
         kept = ops.cast(draws >= self.rate, inputs.dtype)
-        return inputs * (kept / max(1 - self.rate, 1e-7))
+        # At a rate of 1 none is kept, whatever it is divided by.
+        return inputs * (kept / (1 - self.rate if self.rate < 1 else 1))
 
     def compute_output_shape(self, input_shape):
         """Return the input shape."""

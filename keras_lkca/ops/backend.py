@@ -5,7 +5,6 @@ into pairs, with a copy each way; every backend's own transform needs neither.
 """
 
 import importlib
-import os
 
 import keras
 
@@ -13,15 +12,20 @@ import keras
 _backend = importlib.import_module(keras.config.backend())
 
 
-def device_kind():
-    """Return `"cpu"`, `"gpu"` or `"tpu"`: where Keras puts new tensors."""
+def device_kind(tensor=None):
+    """Return `"cpu"`, `"gpu"` or `"tpu"`: where the backend computes.
+
+    Args:
+        tensor: Under torch, where this tensor is. TensorFlow and JAX have one kind
+            of device that everything goes to unless told otherwise.
+    """
     if keras.config.backend() == "torch":
-        device = os.environ.get("KERAS_TORCH_DEVICE")
-        device = device or str(keras.ops.zeros(()).device)
+        tensor = keras.ops.zeros(()) if tensor is None else tensor
+        kind = tensor.device.type
     else:
-        device = keras.distribution.list_devices()[0]
-    kind = device.split(":")[0].lower()
-    return {"cuda": "gpu", "mps": "gpu", "xpu": "gpu"}.get(kind, kind)
+        kind = keras.distribution.list_devices()[0].split(":")[0].lower()
+    # A meta tensor is only ever asked for its shape.
+    return {"cuda": "gpu", "mps": "gpu", "xpu": "gpu", "meta": "cpu"}.get(kind, kind)
 
 
 def affine(x, kernel, bias):
@@ -32,13 +36,17 @@ def affine(x, kernel, bias):
     """
     if keras.config.backend() == "torch":
         x, kernel, bias = (keras.ops.convert_to_tensor(t) for t in (x, kernel, bias))
-        return _backend.addmm(bias, x, kernel)
+        if x.dtype == kernel.dtype == bias.dtype:  # it promotes nothing
+            return _backend.addmm(bias, x, kernel)
     return keras.ops.add(keras.ops.matmul(x, kernel), bias)
 
 
 def batches_products():
-    """Whether one matrix times many runs as fast as one large product, uncopied."""
-    return keras.config.backend() == "torch"
+    """Whether one matrix times many is faster than one large product of a copy.
+
+    Under torch it is, without gradients: the matrix's would be one for each image.
+    """
+    return keras.config.backend() == "torch" and not _backend.is_grad_enabled()
 
 
 def spectrum(x, lengths):
@@ -142,8 +150,8 @@ def _repeatable_torch(function, tensors, training):
             outputs = function(*tensors)
         if training:
             _backend.autograd.grad(outputs, tensors, outputs.detach())
-        if tensors[0].is_cuda:
-            _backend.cuda.synchronize()
+        if tensors[0].device.type != "cpu":
+            _backend.accelerator.synchronize()
 
     return call
 

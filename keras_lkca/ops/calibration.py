@@ -7,19 +7,30 @@ import os
 import pathlib
 import platform
 import time
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
+from keras_lkca.files import atomic
 from keras_lkca.ops.backend import device_kind, repeatable, version
 from keras_lkca.ops.conv import large_kernel_conv
-from keras_lkca.ops.plan import METHODS, PASSES, costs_path, matrix_bytes, work
+from keras_lkca.ops.plan import (
+    METHODS,
+    PASSES,
+    costs_path,
+    matrix_bytes,
+    read_costs,
+    work,
+)
 
 # See `calibrate`; varied enough to tell the constants from each other.
 SHAPES = (
     (128, 8, 136, 0, 1),
     (128, 8, 136, 0, 8),
     (32, 8, 128, 0, 0),
+    (1, 4, 64, 0, 1),
+    (1, 8, 136, 0, 1),
     (1, 14, 192, 0, 1),
     (64, 14, 192, 0, 1),
     (16, 14, 192, 0, 12),
@@ -42,10 +53,10 @@ LIMIT_BYTES = 2**29
 
 def calibrate(
     path: str | os.PathLike | None = None,
-    dtypes: tuple[str, ...] = ("float32",),
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     seconds: float = 0.2,
-    shapes=SHAPES,
-    report=print,
+    shapes: Sequence[tuple[int, int, int, int, int]] = SHAPES,
+    report: Callable[[str], None] = print,
 ) -> dict:
     """Measure what each method costs under the active backend, and store it.
 
@@ -56,14 +67,17 @@ def calibrate(
 
     Args:
         path: Where to store the constants, JSON; by default where they are found.
-        dtypes: The dtypes to measure, `"float32"`, `"bfloat16"` or both.
-        seconds: How long to time each method on each shape.
+        dtypes: The dtypes to measure: `"float32"`, `"bfloat16"`, `"float16"`.
+        seconds: How long to time each method on each shape, up to 200 calls.
         shapes: What to time: tuples of batch, grid, channels, kernel size (0 for a
             global kernel) and groups (0 for one a channel).
         report: Function of a line of progress.
 
     Returns:
         What was stored for this backend: a dict of entries.
+
+    Raises:
+        ValueError: If `dtypes` is not as above.
 
     Example:
 
@@ -74,13 +88,16 @@ def calibrate(
     ...     path, seconds=0, shapes=[(2, 4, 8, 0, 1)], report=lambda line: None
     ... )
     >>> path.exists(), len(entries)
-    (True, 1)
+    (True, 2)
     """
-    # In use below the package's other parts; here so as not to be a cycle.
-    from keras_lkca.training.files import atomic
-
+    known = ("float32", "bfloat16", "float16")
+    if isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(known):
+        raise ValueError(
+            f"`dtypes` must be a tuple of names among {', '.join(map(repr, known))}. "
+            f"Received: dtypes={dtypes!r}"
+        )
     path = pathlib.Path(path or costs_path())
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_costs(path)
     backend, device = keras.config.backend(), device_kind()
     entries = {}
     for dtype in dtypes:
@@ -163,7 +180,8 @@ def fit(samples):
     """Return the non-negative constants that come nearest in relative terms.
 
     Least squares over each choice of the constants that are not zero: there are
-    four, so all fifteen are tried.
+    four, so all fifteen are tried. What could not be run is given a price that
+    nobody pays: a second a call.
 
     Args:
         samples: List of amounts, see `keras_lkca.ops.plan.work`, and seconds.
@@ -177,6 +195,8 @@ def fit(samples):
     >>> fit([((1, 0, 2, 0), 5.0), ((1, 0, 4, 0), 9.0), ((1, 1, 4, 0), 12.0)])
     [1.0, 3.0, 2.0, 0.0]
     """
+    if not samples:
+        return [1.0, 0.0, 0.0, 0.0]
     amounts = np.array([a for a, _ in samples], "float64")
     seconds = np.array([s for _, s in samples], "float64")
     rows = amounts / seconds[:, None]
@@ -204,7 +224,7 @@ def alternate(calls, seconds, least=5, limit=2.0):
         calls: Dict of names and functions without arguments that return when done.
         seconds: How long to go on, for each of them.
         least: Fewest rounds.
-        limit: A call that takes longer, warmed up, is timed once only.
+        limit: A second call that takes longer, in seconds, is the only one timed.
 
     Returns:
         Dict of names and `{"median", "low", "high", "rounds"}`: milliseconds, the
@@ -213,12 +233,12 @@ def alternate(calls, seconds, least=5, limit=2.0):
     times, failed = {}, {}
     for name, call in calls.items():
         try:
-            first = _timed(call)
+            call()
             second = _timed(call)
         except Exception as error:  # what cannot run is a result as well
             failed[name] = {"skipped": f"{type(error).__name__}: {str(error)[:80]}"}
         else:
-            times[name] = [min(first, second)] if second > limit else []
+            times[name] = [second] if second > limit else []
     running = [name for name in times if not times[name]]
     end = time.perf_counter() + seconds * len(running)
     rounds = 0

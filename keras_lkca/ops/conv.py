@@ -47,7 +47,8 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
     - `"auto"` takes the one that should be fastest for the shape, backend and
       device; `keras_lkca.ops.explain_plan` says which and why
 
-    `"spectral"` and `"hybrid"` compute in float32 whatever the dtype.
+    `"spectral"` and `"hybrid"` compute half precision in float32. Rounding is that of
+    the backend's own products, which accelerators may do in less than float32.
 
     Args:
         inputs: Tensor of shape `(batch, height, width, channels)`, in a
@@ -60,7 +61,7 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
             both passes. `None` is not known.
 
     Returns:
-        Tensor of the shape and dtype of `inputs`: float32, bfloat16 or float16.
+        Tensor of the shape and dtype of `inputs`, any floating-point one.
 
     Raises:
         ValueError: If a shape, the dtype or the method is not as above, or if
@@ -90,13 +91,18 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
             "`inputs` must have a floating-point dtype; cast them first. "
             f"Received: inputs.dtype={dtype}"
         )
+    if method not in ("auto", "depthwise") and None in inputs.shape[1:3]:
+        raise ValueError(
+            f"method {method!r} needs a static height and width; use 'depthwise' or "
+            f"'auto'. Received: inputs.shape={tuple(inputs.shape)}"
+        )
     if keras.utils.is_keras_tensor(inputs) or keras.utils.is_keras_tensor(kernel):
-        return _LargeKernelConv(method, training).symbolic_call(inputs, kernel)
+        return LargeKernelConv(method, training).symbolic_call(inputs, kernel)
     return _apply(inputs, kernel, method, training)
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class _LargeKernelConv(keras.Operation):
+class LargeKernelConv(keras.Operation):
     """The operator as a node of a functional model."""
 
     def __init__(self, method, training, name=None):
@@ -105,9 +111,11 @@ class _LargeKernelConv(keras.Operation):
         self.training = training
 
     def call(self, inputs, kernel):
+        """Mix the tokens."""
         return _apply(inputs, kernel, self.method, self.training)
 
     def compute_output_spec(self, inputs, kernel):
+        """Return the inputs' shape and dtype."""
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 
@@ -117,24 +125,21 @@ def _apply(inputs, kernel, method, training):
     batch, height, width, channels = inputs.shape
     if method == "auto":
         method = plan.choose_method(
-            *(height, width, channels),
+            height,
+            width,
+            channels,
             batch=batch,
             kernel_size=kernel.shape[:2],
             groups=kernel.shape[-1],
             dtype=dtype,
             training=training,
             backend=keras.config.backend(),
-            device=device_kind(),
+            device=device_kind(inputs),
         )
     if method == "depthwise":
         return depthwise(inputs, kernel)
-    if height is None or width is None:
-        raise ValueError(
-            f"method {method!r} needs a static height and width; use 'depthwise' or "
-            f"'auto'. Received: inputs.shape={tuple(inputs.shape)}"
-        )
     if method == "toeplitz":
-        return toeplitz(inputs, kernel, training)
+        return toeplitz(inputs, kernel)
     # A rounded spectrum would spread its error over every token.
     wide = dtype if dtype == "float64" else "float32"
     apply = hybrid if method == "hybrid" else spectral

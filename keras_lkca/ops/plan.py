@@ -1,10 +1,12 @@
 """Which method `method="auto"` takes: a small model of what each one costs."""
 
+import itertools
 import json
 import math
 import os
 import pathlib
 import re
+import warnings
 
 import keras
 
@@ -20,22 +22,36 @@ ASSUMED_BATCH = 32  # where the batch is not known
 
 def costs_path():
     """Return where a user's own constants are: in the Keras home directory."""
-    home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     return pathlib.Path(home) / "keras_lkca" / "costs.json"
 
 
 def load_costs():
     """Read the measured constants: this package's, and over them the user's own."""
     costs = json.loads(pathlib.Path(__file__).with_name("costs.json").read_text())
-    path = costs_path()
+    return costs | read_costs(costs_path())
+
+
+def read_costs(path):
+    """Read a file of constants; one that is damaged counts as missing."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return {}
     try:
-        if path.exists():
-            costs.update(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Cannot read the costs measured on this machine, {path}: {error}. Delete "
-            "the file, or write it anew with `python -m keras_lkca calibrate`."
-        ) from error
+        costs = json.loads(path.read_text())
+        for entry in costs.values():
+            for method, name in itertools.product(METHODS, PASSES):
+                if len([float(c) for c in entry["methods"][method][name]]) != 4:
+                    raise ValueError("not four constants")
+            str(entry["measured"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"Ignored the costs measured on this machine: {path} cannot be used "
+            f"({type(error).__name__}: {error}). Write it anew with "
+            "`python -m keras_lkca calibrate`, or delete it.",
+            stacklevel=2,
+        )
+        return {}
     return costs
 
 
@@ -111,7 +127,8 @@ def choose_method(
 
     def behind(method):
         return max(
-            seconds[method][name] / min(seconds[other][name] for other in possible)
+            seconds[method][name]
+            / max(min(seconds[other][name] for other in possible), 1e-12)
             for name in wanted
         )
 
@@ -120,7 +137,7 @@ def choose_method(
 
 def explain_plan(
     input_shape: tuple[int | None, ...],
-    kernel_size: tuple[int, int] | None = None,
+    kernel_size: int | tuple[int, int] | None = None,
     groups: int = 1,
     dtype: str | None = None,
     training: bool | None = None,
@@ -131,7 +148,8 @@ def explain_plan(
 
     Args:
         input_shape: `(batch, height, width, channels)`, `None` where dynamic.
-        kernel_size: The kernel's height and width, `None` for the global kernel.
+        kernel_size: The kernel's height and width, or both in one number; `None`
+            for the global kernel.
         groups: Number of kernels.
         dtype: Dtype of the inputs; `None` is that of the global dtype policy.
         training: Whether gradients are wanted too, `None` if not known.
@@ -139,8 +157,11 @@ def explain_plan(
         device: `"cpu"`, `"gpu"` or `"tpu"`, by default the one in use.
 
     Returns:
-        The method, the times that were expected of all, and where the figures
-        behind them were measured.
+        The method, the times that are expected of all (of 32 images, where the
+        batch is not known), and where the figures behind them were measured.
+
+    Raises:
+        ValueError: If an argument is not as above.
 
     Example:
 
@@ -149,10 +170,28 @@ def explain_plan(
     >>> line.startswith("hybrid: ")
     True
     """
+    if len(input_shape) != 4 or input_shape[-1] is None:
+        raise ValueError(
+            "`input_shape` must be (batch, height, width, channels), channels known. "
+            f"Received: input_shape={input_shape!r}"
+        )
     batch, height, width, channels = input_shape
+    if isinstance(kernel_size, int):
+        kernel_size = (kernel_size, kernel_size)
     backend = backend or keras.config.backend()
     device = device or device_kind()
-    dtype = dtype or keras.config.dtype_policy().compute_dtype
+    for name, value, known in (
+        ("backend", backend, ("tensorflow", "jax", "torch")),
+        ("device", device, ("cpu", "gpu", "tpu")),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(map(repr, known))}. "
+                f"Received: {name}={value!r}"
+            )
+    dtype = keras.backend.standardize_dtype(
+        dtype or keras.config.dtype_policy().compute_dtype
+    )
     if height is None or width is None:
         return "depthwise: the one method that takes a dynamic height or width"
     kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
@@ -160,7 +199,9 @@ def explain_plan(
     entry = costs_of(backend, device, dtype)
     seconds = estimate(*(batch or ASSUMED_BATCH, channels, *shape), entry)
     chosen = choose_method(
-        *(height, width, channels),
+        height,
+        width,
+        channels,
         batch=batch,
         kernel_size=kernel_size,
         groups=groups,
@@ -188,7 +229,7 @@ def ruled_out(
 ):
     """Say why a method is not to be taken, or return `None`."""
     if method == "depthwise" and backend == "tensorflow" and device == "cpu":
-        return "XLA on a CPU cannot do it"
+        return "XLA on a CPU is hundreds of times slower with it"
     itemsize = int(re.search(r"\d+", dtype)[0]) // 8
     size = matrix_bytes(method, height, width, kernel_size, groups, itemsize)
     if size > max_bytes:
@@ -244,9 +285,9 @@ def work(method, batch, channels, height, width, kernel_size, groups):
 def costs_of(backend, device, dtype, costs=None):
     """Return the constants measured nearest to a backend, device and dtype."""
     costs = COSTS if costs is None else costs
-    dtype = "bfloat16" if dtype == "float16" else dtype
     for key in (
         f"{backend}-{device}-{dtype}",
+        f"{backend}-{device}-{'bfloat16' if dtype == 'float16' else 'float32'}",
         f"{backend}-{device}-float32",
         "anything else",
     ):

@@ -6,13 +6,13 @@ from keras_lkca.ops.backend import batches_products
 from keras_lkca.ops.kernels import check_kernel, fit_kernel, windows
 
 
-def toeplitz(inputs, kernel, training=None):
+def toeplitz(inputs, kernel):
     """Apply the operator as a matrix product; height and width must be static."""
     height, width, channels = inputs.shape[1:]
     groups = kernel.shape[-1]
     tokens, group_channels = height * width, channels // groups
     matrix = attention_matrix(kernel, height, width)
-    if groups == 1 and training is False and batches_products():
+    if groups == 1 and batches_products():
         values = ops.matmul(matrix, ops.reshape(inputs, (-1, tokens, channels)))
         return ops.reshape(values, (-1, height, width, channels))
     # Tokens go first, so that the batch joins the channels in one large GEMM. A

@@ -12,9 +12,9 @@ import numpy as np
 
 from keras_lkca import data
 from keras_lkca.extras import require
+from keras_lkca.files import atomic
 from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.models import LKCAViT, ViT
-from keras_lkca.training.files import atomic
 
 OUTPUTS = ("model.keras", "metrics.json", "curves.png")
 MODELS = {"lkca": (LKCAViT, "lkca_vit_tiny"), "vit": (ViT, "vit_tiny")}

@@ -13,7 +13,7 @@ def atomic(path):
     Example:
 
     >>> import pathlib, tempfile
-    >>> from keras_lkca.training.files import atomic
+    >>> from keras_lkca.files import atomic
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "notes.txt"
     >>> with atomic(path) as temporary:
     ...     _ = temporary.write_text("whole")
