@@ -8,6 +8,7 @@ from harness import peak_memory
 
 from keras_lkca import LKCAViT, ViT, data
 from keras_lkca.models import attention_block, lkca_block
+from keras_lkca.ops.backend import repeatable
 from keras_lkca.ops.calibration import alternate
 
 # Equal parameters: the paper's two pairs.
@@ -69,7 +70,7 @@ def model_rows(arguments):
         for kind, group in calls.items():
             row = {"pair": pair, "pass": kind, "results": measured(group, arguments)}
             rows.append(row)
-    return rows
+    return rows if arguments.only_memory else [*rows, product_row(arguments)]
 
 
 def scaling_rows(arguments):
@@ -175,3 +176,42 @@ def tall(row, cell):
     lines = ["| model | time and memory |", "|---|---|"]
     lines += [f"| {name} | {cell(r)} |" for name, r in row["results"].items()]
     return "\n".join(lines) + "\n"
+
+
+def product_row(arguments):
+    """Measure the matrix products of one training step of LKCA-T, each by itself."""
+    preset = LKCAViT.from_preset("lkca_vit_tiny", num_classes=CLASSES)
+    blocks, channels = preset.get_config()["depth"], preset.get_config()["embed_dim"]
+    images, tokens = arguments.batch, (SIZE // 4) ** 2
+    rows = images * tokens
+    shapes = {
+        (rows, 4 * 4 * 3, channels): 1,
+        (rows, channels, channels): 2 * blocks,
+        (rows, channels, 2 * channels): blocks,
+        (rows, 2 * channels, channels): blocks,
+        (tokens, tokens, images * channels): blocks,
+        (images, channels, CLASSES): 1,
+    }
+    rng = np.random.default_rng(0)
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        for jit in jit_settings():
+            calls = {}
+            for left, inner, right in shapes:
+                arrays = rng.normal(size=(left, inner)), rng.normal(size=(inner, right))
+                calls[left, inner, right] = repeatable(
+                    keras.ops.matmul, arrays, True, jit, dtype
+                )
+            times = alternate(calls, arguments.seconds / len(calls), least=7)
+            total = {
+                key: sum(times[shape][key] * n for shape, n in shapes.items())
+                for key in ("median", "low", "high")
+            }
+            flops = sum(6.0 * np.prod(shape) * n for shape, n in shapes.items())
+            name = f"{dtype}{', XLA' if jit else ''}"
+            name += f" ({flops / total['median'] / 1e6:.0f} GFLOP/s)"
+            results[name] = {
+                **total,
+                "rounds": min(t["rounds"] for t in times.values()),
+            }
+    return {"pair": "LKCA-T", "pass": "its matrix products alone", "results": results}

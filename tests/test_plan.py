@@ -320,13 +320,13 @@ def test_auto_follows_the_plan(monkeypatch):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def heads_of(channels):
     """As the benchmark's `heads_of`: the divisor nearest to 17 channels a head."""
     divisors = [n for n in range(1, channels + 1) if channels % n == 0]
     return min(divisors, key=lambda n: abs(channels / n - 17))
 
 
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_choices_against_the_committed_measurements(backend):
     """Within 15 % of the fastest method's time on nine cells of ten."""
     path = ROOT / "benchmarks" / "results" / f"operator-{backend}-cpu-float32.json"
