@@ -15,9 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import figures
+import keras
 import models
 import operators
 from harness import conditions, in_memory_process, write
+
+from keras_lkca.ops.backend import device_kind
 
 GRIDS = tuple(operators.SHAPES)
 
@@ -144,10 +147,16 @@ def main():
 
     rows = measure(arguments)
     store(rows)
-    # On an accelerator the process's memory is not the one that counts.
-    if arguments.command != "pipeline" and where["device"] == "cpu":
-        if not arguments.no_memory:
-            store(merge(rows, in_memory_process(sys.argv[1:], rows)))
+    if arguments.command != "pipeline" and not arguments.no_memory and countable():
+        store(merge(rows, in_memory_process(sys.argv[1:], rows)))
+
+
+def countable():
+    """Whether the process's memory shows what a call takes.
+
+    On an accelerator it is elsewhere; TensorFlow's allocator keeps what it had.
+    """
+    return device_kind() == "cpu" and keras.config.backend() != "tensorflow"
 
 
 def markdown(command, record):
