@@ -48,7 +48,7 @@ def measured(calls, arguments):
     """Time the calls, or measure their peak memory."""
     if arguments.only_memory:
         return {name: {"peak_mib": peak_memory(call)} for name, call in calls.items()}
-    return alternate(calls, arguments.seconds, least=7, limit=arguments.limit)
+    return alternate(calls, arguments.seconds, least=5, limit=arguments.limit)
 
 
 def model_rows(arguments):
