@@ -58,8 +58,8 @@ def chart(plt, rows, where):
     if "inputs" in rows[0]:
         each = "for each image and channel"
         kinds = [
-            ("median", f"time {each}, µs"),
-            ("peak_mib", f"peak memory {each}, KiB"),
+            ("median", f"time, µs\n{each}"),
+            ("peak_mib", f"peak memory, KiB\n{each}"),
         ]
     kinds = [
         (key, label)
@@ -110,7 +110,8 @@ def panel(axis, rows, key):
         )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    ticks = sorted({row["grid"] ** 2 for row in rows})
+    # Every second power of two: others' labels would touch.
+    ticks = [4**n for n in range(3, 8)]
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45)
     axis.grid(True, which="major", alpha=0.3)
     axis.minorticks_off()

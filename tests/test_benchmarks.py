@@ -30,7 +30,10 @@ def test_scaling_with_memory(tmp_path, run_python):
     record, _ = bench(run_python, tmp_path, "scaling", "--grids", "8")
     for row in record["rows"]:
         for result in row["results"].values():
-            assert result["median"] > 0 and result["peak_mib"] >= 0
+            assert result["median"] > 0
+            # TensorFlow's allocator keeps what it had: nothing to measure.
+            measured = keras.config.backend() != "tensorflow"
+            assert ("peak_mib" in result) == measured
 
 
 def test_figures_of_the_committed_results(tmp_path, run_python):
