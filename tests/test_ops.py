@@ -131,10 +131,12 @@ def test_attention_matrix_applies_the_operator(rng):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtypes_keep_the_input_s_dtype_and_have_gradients(dtype, method, rng):
+    if dtype == "float64" and keras.config.backend() == "jax":
+        pytest.skip("JAX has no float64 unless it is enabled for the whole process")
     inputs, kernel, upstream = draw(rng, (2, 4, 3, 4), (7, 5, 2), (2, 4, 3, 4))
 
     def cast_and_apply(x, k):
-        x = keras.ops.cast(x, dtype)  # to float32 where JAX has no float64
+        x = keras.ops.cast(x, dtype)
         out = large_kernel_conv(x, k, method)
         assert out.dtype == x.dtype
         return out

@@ -73,7 +73,8 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
     >>> from keras_lkca.ops import large_kernel_conv
     >>> images = np.ones((2, 4, 6, 8), "float32")
     >>> kernel = np.ones((7, 11, 1), "float32")
-    >>> float(large_kernel_conv(images, kernel)[0, 0, 0, 0])  # the sum of a channel
+    >>> sums = large_kernel_conv(images, kernel)  # of a channel, at every token
+    >>> round(float(sums[0, 0, 0, 0]), 4)
     24.0
 
     References:
@@ -136,15 +137,17 @@ def _apply(inputs, kernel, method, training):
             backend=keras.config.backend(),
             device=device_kind(inputs),
         )
-    if method == "depthwise":
-        return depthwise(inputs, kernel)
-    if method == "toeplitz":
-        return toeplitz(inputs, kernel)
-    # A rounded spectrum would spread its error over every token.
-    wide = dtype if dtype == "float64" else "float32"
-    apply = hybrid if method == "hybrid" else spectral
-    outputs = apply(ops.cast(inputs, wide), ops.cast(kernel, wide))
-    return ops.cast(outputs, dtype)
+    if method in ("hybrid", "spectral") and dtype != "float64":
+        # A rounded spectrum would spread its error over every token.
+        inputs, kernel = ops.cast(inputs, "float32"), ops.cast(kernel, "float32")
+    apply = {
+        "depthwise": depthwise,
+        "toeplitz": toeplitz,
+        "hybrid": hybrid,
+        "spectral": spectral,
+    }[method]
+    # Keras's products of float64 come in float32.
+    return ops.cast(apply(inputs, kernel), dtype)
 
 
 def _as_tensor(x):

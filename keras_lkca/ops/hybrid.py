@@ -1,6 +1,7 @@
 """Half Fourier, half Toeplitz: all of it matrix products, of far fewer numbers."""
 
-import numpy as np
+import math
+
 from keras import ops
 
 from keras_lkca.ops.kernels import crop_kernel, fit_kernel, windows
@@ -18,10 +19,7 @@ def hybrid(inputs, kernel):
     height, width, channels = inputs.shape[1:]
     groups = kernel.shape[-1]
     kernel = crop_kernel(kernel, 2 * height - 1, 2 * width - 1)
-    forward, of_kernel, inverse = (
-        ops.convert_to_tensor(matrix, inputs.dtype)
-        for matrix in transforms(height, kernel.shape[0])
-    )
+    forward, of_kernel, inverse = transforms(height, kernel.shape[0], inputs.dtype)
     frequencies = forward.shape[0] // 2
     # One (2W, 2W) matrix a group and frequency: [[re, -im], [im, re]] of the kernel.
     kernel = fit_kernel(kernel, kernel.shape[0], 2 * width - 1)
@@ -51,30 +49,37 @@ def _product(matrix, values):
     return ops.matmul(matrix, values)
 
 
-def transforms(height, kernel_height):
+def transforms(height, kernel_height, dtype):
     """Return the transforms of the inputs, of the kernel, and back.
 
     The length is odd, so that only frequency 0 lacks an imaginary part, and long
     enough that what wraps around lands outside the grid.
 
     Returns:
-        Arrays `(2 * F, height)`, `(4 * F, kernel_height)` and `(height, 2 * F)`,
+        Tensors `(2 * F, height)`, `(4 * F, kernel_height)` and `(height, 2 * F)`,
         for `F` frequencies. Rows, or columns of the last, count frequency by
         frequency; the kernel's four are re, -im, im, re.
     """
     reach = kernel_height // 2
     frequencies = (height + reach) // 2 + 1
     length = 2 * frequencies - 1
-    turn = 2 * np.pi * np.arange(frequencies)[:, None] / length
-    angle = turn * np.arange(height)
-    forward = np.stack([np.cos(angle), -np.sin(angle)], 1)
-    share = np.where(np.arange(frequencies) == 0, 1, 2)[:, None, None] / length
+
+    def waves(first, last):
+        # Whole turns are taken off while they are integers, and exact.
+        steps = ops.expand_dims(ops.arange(frequencies), 1) * ops.arange(first, last)
+        angle = ops.cast(ops.mod(steps, length), dtype) * (2 * math.pi / length)
+        return ops.cos(angle), ops.sin(angle)
+
+    cos, sin = waves(0, height)
+    forward = ops.stack([cos, -sin], axis=1)
+    # Each frequency but 0 stands for its negative too.
+    share = ops.cast(ops.minimum(ops.arange(frequencies), 1) + 1, dtype) / length
+    inverse = forward * ops.reshape(share, (-1, 1, 1))
     # A correlation: the kernel's spectrum is conjugated.
-    angle = turn * np.arange(-reach, reach + 1)
-    re, im = np.cos(angle), np.sin(angle)
-    of_kernel = np.stack([re, -im, im, re], 1)
+    re, im = waves(-reach, reach + 1)
+    of_kernel = ops.stack([re, -im, im, re], axis=1)
     return (
-        forward.reshape(-1, height),
-        of_kernel.reshape(-1, kernel_height),
-        (forward * share).reshape(-1, height).T,
+        ops.reshape(forward, (-1, height)),
+        ops.reshape(of_kernel, (-1, kernel_height)),
+        ops.transpose(ops.reshape(inverse, (-1, height))),
     )
