@@ -58,6 +58,8 @@ def parse():
             "--only-memory", action="store_true", help="JSON to stdout"
         )
         command.add_argument("--no-memory", action="store_true")
+        if name == "model":
+            command.add_argument("--pairs", nargs="+", default=list(models.PAIRS))
         if name == "operator":
             command.add_argument("--dtype", default="float32")
             command.add_argument("--xla", action="store_true", help="TensorFlow only")

@@ -57,7 +57,8 @@ def model_rows(arguments):
     images = rng.integers(0, 256, (arguments.batch, SIZE, SIZE, 3)).astype("uint8")
     labels = np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, len(images))]
     rows = []
-    for pair, (lkca, vit) in PAIRS.items():
+    for pair in arguments.pairs:
+        lkca, vit = PAIRS[pair]
         calls = {"training step": {}, "inference": {}}
         for dtype in ("float32", "mixed_bfloat16"):
             for jit in jit_settings():
