@@ -117,7 +117,7 @@ def pipeline_rows(arguments):
     rng = np.random.default_rng(0)
     import tensorflow as tf
 
-    images = rng.integers(0, 256, (128 * 80, SIZE, SIZE, 3)).astype("uint8")
+    images = rng.integers(0, 256, (128 * 16, SIZE, SIZE, 3)).astype("uint8")
     labels = rng.integers(0, CLASSES, len(images))
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     pipeline = data.training_pipeline(dataset, arguments.batch, CLASSES)
