@@ -2,17 +2,17 @@
 
 from keras import ops
 
-from keras_lkca.ops.kernels import fit_kernel
+from keras_lkca.ops.kernels import crop_kernel
 
 
 def depthwise(inputs, kernel):
     """Apply the operator as `keras.ops.depthwise_conv`; any dynamic shape."""
     height, width, channels = inputs.shape[1:]
     kernel_height, kernel_width, groups = kernel.shape
-    kernel = fit_kernel(
+    kernel = crop_kernel(
         kernel,
-        kernel_height if height is None else min(kernel_height, 2 * height - 1),
-        kernel_width if width is None else min(kernel_width, 2 * width - 1),
+        kernel_height if height is None else 2 * height - 1,
+        kernel_width if width is None else 2 * width - 1,
     )
     kernel = ops.repeat(kernel, channels // groups, axis=2)
     return ops.depthwise_conv(

@@ -112,27 +112,35 @@ def choose_method(
     """
     if height is None or width is None:
         return "depthwise"
+    entry = costs_of(backend, device, dtype, costs)
     kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
     shape = (height, width, kernel_size, groups)
-    seconds = estimate(
-        *(batch or ASSUMED_BATCH, channels, *shape),
-        costs_of(backend, device, dtype, costs),
-    )
-    possible = [
-        method
+    return _weigh(
+        batch, channels, shape, dtype, training, backend, device, max_bytes, entry
+    )[0]
+
+
+def _weigh(batch, channels, shape, dtype, training, backend, device, max_bytes, entry):
+    """Return the method to take, every method's seconds, and why some are out."""
+    seconds = estimate(batch or ASSUMED_BATCH, channels, *shape, entry)
+    out = {
+        method: ruled_out(method, *shape, dtype, backend, device, max_bytes)
         for method in METHODS
-        if not ruled_out(method, *shape, dtype, backend, device, max_bytes)
-    ]
-    wanted = PASSES if training is None else (PASSES[bool(training)],)
+    }
+    possible = [method for method in METHODS if not out[method]]
+    fastest = {
+        name: max(min(seconds[method][name] for method in possible), 1e-12)
+        for name in _passes(training)
+    }
 
     def behind(method):
-        return max(
-            seconds[method][name]
-            / max(min(seconds[other][name] for other in possible), 1e-12)
-            for name in wanted
-        )
+        return max(seconds[method][name] / fastest[name] for name in fastest)
 
-    return min(possible, key=behind)
+    return min(possible, key=behind), seconds, out
+
+
+def _passes(training):
+    return PASSES if training is None else (PASSES[bool(training)],)
 
 
 def explain_plan(
@@ -194,34 +202,25 @@ def explain_plan(
     )
     if height is None or width is None:
         return "depthwise: the one method that takes a dynamic height or width"
+    entry = costs_of(backend, device, dtype)
     kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
     shape = (height, width, kernel_size, groups)
-    entry = costs_of(backend, device, dtype)
-    seconds = estimate(*(batch or ASSUMED_BATCH, channels, *shape), entry)
-    chosen = choose_method(
-        height,
-        width,
-        channels,
-        batch=batch,
-        kernel_size=kernel_size,
-        groups=groups,
-        dtype=dtype,
-        training=training,
-        backend=backend,
-        device=device,
+    chosen, seconds, out = _weigh(
+        batch, channels, shape, dtype, training, backend, device, MAX_BYTES, entry
     )
 
+    def times(method):
+        return ", ".join(
+            f"{1e3 * seconds[method][name]:.3g} ms {name}" for name in _passes(training)
+        )
+
     def expected(method):
-        why = ruled_out(method, *shape, dtype, backend, device, MAX_BYTES)
-        if why:
-            return f"{method} ruled out, {why}"
-        names = PASSES if training is None else (PASSES[bool(training)],)
-        times = (f"{1e3 * seconds[method][name]:.3g} ms {name}" for name in names)
-        return f"{method} {', '.join(times)}"
+        if out[method]:
+            return f"{method} ruled out, {out[method]}"
+        return f"{method} {times(method)}"
 
     others = "; ".join(expected(method) for method in METHODS if method != chosen)
-    own = expected(chosen).removeprefix(chosen).strip()
-    return f"{chosen}: {own}; against {others} ({entry['measured']})"
+    return f"{chosen}: {times(chosen)}; against {others} ({entry['measured']})"
 
 
 def ruled_out(
