@@ -60,8 +60,9 @@ def parse():
         command.add_argument("--no-memory", action="store_true")
         if name == "model":
             command.add_argument("--pairs", nargs="+", default=list(models.PAIRS))
-        if name == "operator":
+        if name in ("operator", "pipeline"):
             command.add_argument("--dtype", default="float32")
+        if name == "operator":
             command.add_argument("--xla", action="store_true", help="TensorFlow only")
             command.add_argument("--kernels", nargs="+", default=[])
         if name in ("operator", "scaling"):

@@ -10,6 +10,7 @@ from keras_lkca import LKCAViT, ViT, data
 from keras_lkca.models import attention_block, lkca_block
 from keras_lkca.ops.backend import repeatable
 from keras_lkca.ops.calibration import alternate
+from keras_lkca.training import Recipe
 
 # Equal parameters: the paper's two pairs.
 PAIRS = {
@@ -113,36 +114,58 @@ def scaling_rows(arguments):
 
 
 def pipeline_rows(arguments):
-    """Measure images a second: the input pipeline alone, and `fit` fed by it."""
+    """Measure images a second: the batches alone, made either way, and `fit`."""
     rng = np.random.default_rng(0)
-    import tensorflow as tf
-
     images = rng.integers(0, 256, (128 * 16, SIZE, SIZE, 3)).astype("uint8")
     labels = rng.integers(0, CLASSES, len(images))
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
-    pipeline = data.training_pipeline(dataset, arguments.batch, CLASSES)
-    count = len(pipeline) * arguments.batch
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        for _ in pipeline:
-            pass
-        times.append(time.perf_counter() - start)
-    rows = [{"what": "the pipeline alone", "images_per_second": rate(count, times[1:])}]
-    for dtype in ("float32", "mixed_bfloat16"):
-        for jit in jit_settings():
+    steps = len(images) // arguments.batch
+    rows = []
+
+    def batches(augmentation, pipeline):
+        return data.training_batches(
+            *(images, labels, arguments.batch, CLASSES, augmentation),
+            pipeline=pipeline,
+        )
+
+    def note(what, seconds):
+        rows.append({"what": what, "images_per_second": rate(len(images), seconds)})
+        print(rows[-1], flush=True)
+
+    dtype = arguments.dtype
+    for name, recipe in (("quick", Recipe.quick()), ("paper", Recipe.paper())):
+        augmentation = recipe.augmentation(mean=(0.5, 0.5, 0.5))
+        for pipeline in data.PIPELINES:
+            iterator = iter(batches(augmentation, pipeline))
+            times = []
+            for _ in range(6):
+                start = time.perf_counter()
+                for _ in range(steps):
+                    np.asarray(next(iterator)[0])
+                times.append(time.perf_counter() - start)
+            note(f"batches alone, {name}, {pipeline}", times[1:])
+        for pipeline in data.PIPELINES:
             model = LKCAViT.from_preset(
                 "lkca_vit_tiny", num_classes=CLASSES, dtype=dtype
             )
             clock = Clock()
-            compiled(model, jit).fit(
-                pipeline, epochs=3, shuffle=False, verbose=0, callbacks=[clock]
+            model = compiled(model, "auto")
+            model.fit(
+                batches(augmentation, pipeline),
+                steps_per_epoch=steps,
+                epochs=4,
+                shuffle=False,
+                verbose=0,
+                callbacks=[clock],
             )
-            name = f"fit lkca_vit_tiny, {dtype}" + (", XLA" if jit else "")
-            rows.append(
-                {"what": name, "images_per_second": rate(count, clock.times[1:])}
-            )
-            print(rows[-1], flush=True)
+            note(f"fit lkca_vit_tiny, {dtype}, {name}, {pipeline}", clock.times[1:])
+    clock = Clock()
+    model.fit(
+        *(images, np.eye(CLASSES, dtype="float32")[labels], arguments.batch),
+        epochs=4,
+        verbose=0,
+        callbacks=[clock],
+    )
+    note(f"fit lkca_vit_tiny, {dtype}, no augmentation", clock.times[1:])
     return rows
 
 

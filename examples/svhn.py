@@ -1,9 +1,10 @@
 """Train a compact LKCA vision transformer on Street View House Numbers.
 
-    KERAS_BACKEND=jax python examples/svhn.py --epochs 10
+    KERAS_BACKEND=jax python examples/svhn.py --recipe quick
 
-KERAS_BACKEND is tensorflow, jax or torch. The images come through TensorFlow Datasets.
-Writes model.keras, metrics.json and curves.png into --output.
+KERAS_BACKEND is tensorflow, jax or torch. The images come from a file of arrays or
+from TensorFlow Datasets, see keras_lkca.data.load. Writes the best and the last model,
+the history, metrics and pictures into --output.
 """
 
 from keras_lkca.training import main

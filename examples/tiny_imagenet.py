@@ -1,9 +1,10 @@
 """Train a compact LKCA vision transformer on Tiny-ImageNet.
 
-    KERAS_BACKEND=jax python examples/tiny_imagenet.py --epochs 10
+    KERAS_BACKEND=jax python examples/tiny_imagenet.py --recipe quick
 
-KERAS_BACKEND is tensorflow, jax or torch. --data-dir holds tiny-imagenet-200/.
-Writes model.keras, metrics.json and curves.png into --output.
+KERAS_BACKEND is tensorflow, jax or torch. --data-dir holds the official folder,
+tiny-imagenet-200/, whose layout is checked before anything is trained. Writes the best
+and the last model, the history, metrics and pictures into --output.
 """
 
 from keras_lkca.training import main

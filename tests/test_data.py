@@ -1,17 +1,12 @@
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_lkca import data
+from keras_lkca.data.pipeline import batch_rows
 
 tf = pytest.importorskip("tensorflow")
-
-
-def numbered(count, size=8, channels=3):
-    """Images whose pixels all hold the image's number, labelled by it."""
-    values = np.arange(count, dtype="uint8")
-    images = np.broadcast_to(values[:, None, None, None], (count, size, size, channels))
-    return tf.data.Dataset.from_tensor_slices((images, values.astype("int64")))
 
 
 def write_image(path, color, size=(12, 10)):
@@ -47,82 +42,208 @@ def test_the_table():
         assert len(facts.mean) == len(facts.std) == facts.input_shape[-1]
 
 
-def test_load_digits():
-    dataset = data.load("digits", "test")
-    image, label = next(iter(dataset))
-    assert image.shape == (8, 8, 1) and image.dtype == tf.uint8
-    assert label.dtype == tf.int64 and len(dataset) == 397
+def test_load_digits_needs_no_folder():
+    images, labels = data.load("digits", "test")
+    assert images.shape == (397, 8, 8, 1) and labels.dtype == "int64"
 
 
-def test_training_pipeline_shows_every_image_once_an_epoch_in_a_new_order():
-    pipeline = data.training_pipeline(numbered(20), 4, num_classes=20)
-    epochs = []
-    for _ in range(2):
-        labels = [y.numpy().argmax(-1) for _, y in pipeline]
-        assert sorted(np.concatenate(labels)) == list(range(20))
-        epochs.append(np.concatenate(labels).tolist())
-    assert epochs[0] != epochs[1]
+# Arrays in a file
 
 
-def test_training_pipeline_keeps_image_and_label_together():
-    dataset = numbered(20).map(lambda x, y: (x + 1, y))  # none is as black as the edge
-    for images, labels in data.training_pipeline(dataset, 4, num_classes=20):
-        np.testing.assert_array_equal(
-            images.numpy().max((1, 2, 3)), labels.numpy().argmax(-1) + 1
-        )
-        np.testing.assert_array_equal(labels.numpy().sum(-1), 1)
+@pytest.fixture
+def arrays(rng):
+    return {
+        "x_train": rng.integers(0, 256, (6, 32, 32, 3)).astype("uint8"),
+        "y_train": np.arange(6),
+        "x_test": rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8"),
+        "y_test": np.arange(4)[:, None],  # as keras.datasets has them
+    }
 
 
-def test_training_pipeline_repeats_with_its_seed():
-    def run(seed):
-        dataset = data.load("digits", "test")
-        pipeline = data.training_pipeline(dataset, 50, num_classes=10, seed=seed)
-        return np.stack([x.numpy() for _ in range(2) for x, _ in pipeline])
-
-    np.testing.assert_array_equal(run(3), run(3))
-    assert (run(3) != run(4)).any()
-
-
-def crops(image, padding, flip):
-    """All that the augmentation may make of an image."""
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    for i, j in np.ndindex(2 * padding + 1, 2 * padding + 1):
-        crop = padded[i : i + height, j : j + width]
-        yield crop.tobytes()
-        if flip:
-            yield crop[:, ::-1].tobytes()
+@pytest.mark.parametrize("folder", [".", "npz"])
+def test_load_a_file_of_arrays(arrays, folder, tmp_path):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    np.savez(tmp_path / folder / "cifar10.npz", **arrays)
+    for split in ("train", "test"):
+        images, labels = data.load("cifar10", split, tmp_path)
+        np.testing.assert_array_equal(images, arrays[f"x_{split}"])
+        np.testing.assert_array_equal(labels, arrays[f"y_{split}"].reshape(-1))
+        assert images.dtype == "uint8" and labels.dtype == "int64"
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_augmentation_is_a_shift_and_a_flip(flip, rng):
-    image = rng.integers(0, 256, (6, 5, 3)).astype("uint8")
-    dataset = tf.data.Dataset.from_tensors((image, 0)).repeat(400)
-    allowed = set(crops(image, 1, flip))
-    assert len(allowed) == (18 if flip else 9)
-    seen = set()
-    for images, _ in data.training_pipeline(
-        dataset, 40, num_classes=1, flip=flip, crop_padding=1
-    ):
-        seen.update(x.tobytes() for x in images.numpy())
-    assert seen == allowed
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": np.zeros((6, 28, 28, 3), "uint8")}, r"must hold uint8 images"),
+        ({"x_train": np.zeros((6, 32, 32, 3), "float32")}, r"must hold uint8 images"),
+        ({"y_train": np.arange(5)}, "`labels` must be 6 integers"),
+        ({"y_train": np.arange(5, 11)}, "between 0 and 9.*from 5 to 10"),
+        ({"y_train": np.arange(-1, 5)}, "between 0 and 9.*from -1 to 4"),
+        ({"y_train": np.zeros(6)}, "`labels` must be 6 integers.*float64"),
+    ],
+)
+def test_a_file_of_other_arrays_is_refused(arrays, change, message, tmp_path):
+    np.savez(tmp_path / "cifar10.npz", **{**arrays, **change})
+    with pytest.raises(ValueError, match=message):
+        data.load("cifar10", "train", tmp_path)
 
 
-def test_no_augmentation(rng):
-    image = rng.integers(0, 256, (6, 5, 3)).astype("uint8")
-    dataset = tf.data.Dataset.from_tensors((image, 0)).repeat(8)
-    pipeline = data.training_pipeline(
-        dataset, 8, num_classes=1, flip=False, crop_padding=0
+def test_a_damaged_file_of_arrays_is_refused(arrays, tmp_path):
+    del arrays["y_train"]
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    with pytest.raises(ValueError, match="holds no 'y_train'"):
+        data.load("cifar10", "train", tmp_path)
+    (tmp_path / "cifar10.npz").write_bytes(b"PK half a file")
+    with pytest.raises(ValueError, match="cifar10.npz is no file of arrays"):
+        data.load("cifar10", "train", tmp_path)
+
+
+# Splits and batches
+
+
+def test_split_draws_a_share_of_every_class():
+    labels = np.repeat(np.arange(5), [100, 50, 20, 10, 4])
+    drawn, others = data.split(labels, 0.25)
+    assert len(drawn) == 46
+    np.testing.assert_array_equal(np.sort(np.r_[drawn, others]), np.arange(184))
+    counts = np.bincount(labels[drawn], minlength=5)
+    assert np.abs(counts - np.array([25, 12.5, 5, 2.5, 1])).max() <= 1
+    np.testing.assert_array_equal(drawn, data.split(labels, 0.25)[0])
+    assert (drawn != data.split(labels, 0.25, seed=1)[0]).any()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.001])
+def test_split_at_the_ends(share):
+    drawn, others = data.split(np.arange(10) % 2, share)
+    assert (len(drawn), len(others)) == ((10, 0) if share == 1 else (0, 10))
+
+
+def test_split_is_fair_to_small_classes():
+    """Of many classes of one image, as many are drawn as the share says."""
+    drawn, _ = data.split(np.arange(100), 0.3)
+    assert len(drawn) == 30
+
+
+def numbered(count, size=8):
+    """Images whose pixels all hold the image's number, labelled by it."""
+    values = np.arange(count, dtype="uint8")
+    images = np.broadcast_to(values[:, None, None, None], (count, size, size, 3)).copy()
+    return images, values.astype("int64")
+
+
+PIPELINES = pytest.mark.parametrize("pipeline", ["tf.data", "arrays"])
+
+
+def take(batches, count):
+    to_numpy = keras.ops.convert_to_numpy
+    return [
+        (np.asarray(x) if hasattr(x, "_numpy") else to_numpy(x), np.asarray(y))
+        for (x, y), _ in zip(batches, range(count), strict=False)
+    ]
+
+
+@PIPELINES
+def test_batches_show_every_image_once_a_pass_in_a_new_order(pipeline):
+    batches = data.training_batches(*numbered(18), 4, 18, pipeline=pipeline)
+    labels = np.concatenate([y.argmax(-1) for _, y in take(batches, 9)])
+    passes = labels.reshape(2, 18)
+    assert (np.sort(passes) == np.arange(18)).all()
+    assert (passes[0] != passes[1]).any()
+
+
+@PIPELINES
+def test_batches_keep_image_and_label_together(pipeline):
+    images, labels = numbered(20)
+    batches = data.training_batches(
+        images + 1,  # none is as black as the edge
+        labels,
+        4,
+        20,
+        data.Augmentation(crop_padding=2),
+        pipeline=pipeline,
     )
-    images, _ = next(iter(pipeline))
-    np.testing.assert_array_equal(images, np.stack([image] * 8))
+    for x, y in take(batches, 5):
+        assert x.dtype == y.dtype == "float32"
+        np.testing.assert_array_equal(x.max((1, 2, 3)), y.argmax(-1) + 1)
+        np.testing.assert_array_equal(y.sum(-1), 1)
 
 
-def test_evaluation_pipeline_is_everything_in_order():
-    batches = list(data.evaluation_pipeline(numbered(10), 4, num_classes=10))
-    assert [len(x) for x, _ in batches] == [4, 4, 2]
-    labels = np.concatenate([y.numpy().argmax(-1) for _, y in batches])
-    np.testing.assert_array_equal(labels, np.arange(10))
+@PIPELINES
+def test_batches_go_on_from_any_step(pipeline):
+    """Whatever came before: order and augmentation are those of the step."""
+    images, labels = data.digits("test")
+    augmentation = data.Augmentation(
+        crop_padding=1, erase_probability=0.5, mix_probability=0.5
+    )
+
+    def run(first, count, seed=3):
+        batches = data.training_batches(
+            *(images, labels, 50, 10, augmentation, seed, first, pipeline)
+        )
+        return take(batches, count)
+
+    whole, rest = run(0, 12), run(9, 3)
+    for (x, y), (x_rest, y_rest) in zip(whole[9:], rest, strict=True):
+        np.testing.assert_array_equal(x, x_rest)
+        np.testing.assert_array_equal(y, y_rest)
+    assert (whole[0][0] != run(0, 1, seed=4)[0][0]).any()
+
+
+def test_both_pipelines_take_the_same_images():
+    drawn = [
+        np.concatenate(
+            [
+                y.argmax(-1)
+                for _, y in take(
+                    data.training_batches(*numbered(20), 8, 20, pipeline=name), 5
+                )
+            ]
+        )
+        for name in ("tf.data", "arrays")
+    ]
+    np.testing.assert_array_equal(*drawn)
+
+
+@PIPELINES
+def test_fit_sees_every_batch_once_and_in_order(pipeline):
+    """Also across epochs, where Keras could start the batches anew."""
+    seen = []
+
+    class Watch(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    images, labels = numbered(24, size=2)
+    inputs = keras.Input((2, 2, 3))
+    outputs = keras.layers.Dense(24)(keras.layers.Flatten()(Watch()(inputs)))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse", metrics=[keras.metrics.MeanSquaredError(name="m")])
+    batches = data.training_batches(images, labels, 6, 24, pipeline=pipeline)
+    if pipeline == "tf.data":
+
+        def note(x, y):
+            seen.append(y.numpy().argmax(-1).tolist())
+            return x, y
+
+        batches = batches.map(
+            lambda x, y: tf.py_function(note, (x, y), (tf.float32, tf.float32))
+        ).map(
+            lambda x, y: (tf.ensure_shape(x, (6, 2, 2, 3)), tf.ensure_shape(y, (6, 24)))
+        )
+    else:
+
+        def noted(batches):
+            for x, y in batches:
+                seen.append(np.asarray(y).argmax(-1).tolist())
+                yield x, y
+
+        batches = noted(batches)
+    model.fit(batches, steps_per_epoch=2, epochs=4, verbose=0, shuffle=False)
+    expected = [
+        rows.tolist()
+        for (rows, _), _ in zip(batch_rows(24, 6, seed=0), range(8), strict=False)
+    ]
+    assert seen[:8] == expected
 
 
 @pytest.mark.parametrize(
@@ -131,27 +252,18 @@ def test_evaluation_pipeline_is_everything_in_order():
         ({"batch_size": 0}, "`batch_size` must be a positive"),
         ({"batch_size": 21}, "`batch_size` must not be above.*21 for 20 images"),
         ({"num_classes": 0}, "`num_classes` must be a positive"),
-        ({"crop_padding": -1}, "`crop_padding` must be a non-negative"),
+        ({"num_classes": 19}, "`labels` must lie between 0 and 18.*to 19"),
+        ({"pipeline": "numpy"}, "`pipeline` must be one of.*'numpy'"),
+        ({"labels": np.arange(19)}, "`labels` must be 20 integers"),
+        ({"images": np.zeros((20, 8, 8, 3))}, "`images` must be a uint8 array"),
+        ({"images": np.zeros((20, 8, 8), "uint8")}, "`images` must be a uint8 array"),
     ],
 )
-def test_bad_pipeline_arguments(arguments, message):
+def test_bad_batch_arguments(arguments, message):
+    images, labels = numbered(20)
+    defaults = {"images": images, "labels": labels, "batch_size": 4, "num_classes": 20}
     with pytest.raises(ValueError, match=message):
-        data.training_pipeline(
-            numbered(20), **{"batch_size": 4, "num_classes": 20, **arguments}
-        )
-
-
-def test_images_of_many_sizes_are_refused():
-    dataset = numbered(20).map(lambda x, y: (tf.ensure_shape(x, (8, 8, 3)), y))
-    ragged = tf.data.Dataset.from_generator(
-        lambda: iter(dataset),
-        output_signature=(
-            tf.TensorSpec((None, None, 3), "uint8"),
-            tf.TensorSpec((), "int64"),
-        ),
-    )
-    with pytest.raises(ValueError, match="one known shape.*None"):
-        data.training_pipeline(ragged, 4, num_classes=20)
+        data.training_batches(**{**defaults, **arguments})
 
 
 def test_unknown_names():
@@ -171,33 +283,69 @@ def test_from_directory(tmp_path):
         write_image(tmp_path / "cat" / f"{index}.png", (200, 0, 0))
         write_image(tmp_path / "dog" / "more" / f"{index}.jpg", (0, 0, 200))
     write_image(tmp_path / ".thumbnails" / "0.png", (0, 200, 0))
-    dataset, facts = data.from_directory(tmp_path, (6, 4))
+    (tmp_path / "cat" / "._0.png").write_bytes(b"of another system")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    images, labels, facts = data.from_directory(tmp_path, (6, 4))
     assert facts.class_names == ("cat", "dog") and facts.num_classes == 2
-    assert facts.input_shape == (6, 4, 3)
+    assert facts.input_shape == images.shape[1:] == (6, 4, 3)
     np.testing.assert_allclose(facts.mean, np.array([100, 0, 100]) / 255, atol=0.02)
     np.testing.assert_allclose(facts.std, np.array([100, 0, 100]) / 255, atol=0.02)
-    assert len(dataset) == 20
-    for image, label in dataset:
-        assert image.shape == (6, 4, 3) and image.dtype == tf.uint8
-        red, _, blue = image.numpy().astype(int)[3, 2]
-        assert (red > 150) == (label == 0) and (blue > 150) == (label == 1)
+    assert images.dtype == "uint8" and labels.tolist() == [0] * 10 + [1] * 10
+    red, blue = images[:, 3, 2, 0], images[:, 3, 2, 2]
+    np.testing.assert_array_equal(red > 150, labels == 0)
+    np.testing.assert_array_equal(blue > 150, labels == 1)
 
 
-def test_from_directory_splits(tmp_path):
-    for index in range(10):
+def test_statistics_are_those_of_the_images(rng, tmp_path):
+    images = rng.integers(0, 256, (5, 7, 6, 3)).astype("uint8")
+    for index, image in enumerate(images):
+        path = tmp_path / "a" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    loaded, _, facts = data.from_directory(tmp_path, (7, 6))
+    np.testing.assert_array_equal(loaded, images)
+    np.testing.assert_allclose(facts.mean, images.mean((0, 1, 2)) / 255)
+    np.testing.assert_allclose(facts.std, images.std((0, 1, 2)) / 255)
+
+
+def test_images_are_turned_cropped_and_made_rgb(tmp_path):
+    """Left half black, right half white; crops keep the middle."""
+    pixels = np.zeros((8, 16), "uint8")
+    pixels[:, 8:] = 255
+    picture = Image.fromarray(pixels)
+    (tmp_path / "a").mkdir()
+    picture.save(tmp_path / "a" / "0.png")  # of one channel
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    picture.convert("RGB").save(tmp_path / "a" / "1.jpg", exif=exif, quality=100)
+    picture.convert("P").save(tmp_path / "a" / "2.gif")
+    images, _, _ = data.from_directory(tmp_path, 8)
+    assert images.shape == (3, 8, 8, 3)
+    for image, turned in zip(images, (False, True, False), strict=True):
+        left, right = image[:, :3].mean(), image[:, 5:].mean()
+        assert (left > 220 and right < 35) if turned else (left < 35 and right > 220)
+
+
+def test_damaged_files_are_named_and_skipped_or_refused(tmp_path, capsys):
+    for index in range(3):
         write_image(tmp_path / "a" / f"{index}.png", (index, 0, 0))
-        write_image(tmp_path / "b" / f"{index}.png", (100 + index, 0, 0))
-    seen = [
-        {
-            int(image[0, 0, 0])
-            for image, _ in data.from_directory(
-                tmp_path, (4, 4), split, validation_split=0.25
-            )[0]
-        }
-        for split in ("train", "test")
-    ]
-    assert [len(values) for values in seen] == [15, 5]
-    assert not seen[0] & seen[1]
+        write_image(tmp_path / "b" / f"{index}.png", (0, index, 0))
+    whole = (tmp_path / "a" / "1.png").read_bytes()
+    (tmp_path / "a" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b" / "text.jpg").write_text("no image")
+    with pytest.raises(ValueError, match="(?s)2 of 7 files.*1.png.*text.jpg.*on-error"):
+        data.from_directory(tmp_path, 4)
+    images, labels, _ = data.from_directory(tmp_path, 4, on_error="skip")
+    assert images[:, 0, 0, :2].tolist() == [[0, 0], [2, 0], [0, 0], [0, 1], [0, 2]]
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+    out = capsys.readouterr().out
+    assert "skipped: 2 of 7" in out and "1.png" in out and "text.jpg" in out
+    for index in (0, 2):
+        (tmp_path / "a" / f"{index}.png").write_text("")
+    with pytest.raises(
+        FileNotFoundError, match=r"no image that can be decoded in.*'a'"
+    ):
+        data.from_directory(tmp_path, 4, on_error="skip")
 
 
 def test_from_directory_bad_input(tmp_path):
@@ -209,17 +357,14 @@ def test_from_directory_bad_input(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(FileNotFoundError, match=r"there are none in \['b'\]"):
         data.from_directory(tmp_path, (8, 8))
-    with pytest.raises(ValueError, match="`split` must be 'train', or 'test' with"):
-        data.from_directory(tmp_path, (8, 8), "test")
-    for share in (1.0, -0.1, "0.2"):
-        with pytest.raises(ValueError, match="`validation_split` must be|lie"):
-            data.from_directory(tmp_path, (8, 8), validation_split=share)
     for size in (0, (8, 0), "8"):
         with pytest.raises(ValueError, match="`image_size` must be"):
             data.from_directory(tmp_path, size)
+    with pytest.raises(ValueError, match="`on_error` must be 'raise' or 'skip'"):
+        data.from_directory(tmp_path, 8, on_error="ignore")
     (tmp_path / "b").rmdir()
-    with pytest.raises(ValueError, match="'test' none of the 1 images"):
-        data.from_directory(tmp_path, (8, 8), "test", validation_split=0.5)
+    with pytest.raises(ValueError, match="GiB of memory.*smaller `image_size`"):
+        data.from_directory(tmp_path, 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -245,14 +390,14 @@ def tiny_imagenet(tmp_path_factory):
 
 
 def test_tiny_imagenet(tiny_imagenet):
-    train = list(data.load("tiny_imagenet", "train", tiny_imagenet))
-    assert len(train) == 200
-    for image, label in train:
-        assert image.shape == (64, 64, 3) and image.dtype == tf.uint8
-        assert abs(int(image[0, 0, 0]) - int(label)) <= 1  # JPEG is not exact
+    images, labels = data.load("tiny_imagenet", "train", tiny_imagenet)
+    assert images.shape == (200, 64, 64, 3) and images.dtype == "uint8"
+    assert labels.tolist() == list(range(200))
+    difference = images[:, 0, 0, 0].astype(int) - labels
+    assert np.abs(difference).max() <= 1  # JPEG is not exact
     folder = tiny_imagenet / "tiny-imagenet-200"
-    labels = [int(label) for _, label in data.load("tiny_imagenet", "test", folder)]
-    assert labels == [2, 1, 0]
+    images, labels = data.load("tiny_imagenet", "test", folder)
+    assert labels.tolist() == [2, 1, 0]
 
 
 def test_tiny_imagenet_bad_layout(tiny_imagenet, tmp_path):
@@ -268,6 +413,12 @@ def test_tiny_imagenet_bad_layout(tiny_imagenet, tmp_path):
         (folder / "train" / f"n{index}").mkdir()
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn999\t0\t0\t1\t1")
     with pytest.raises(FileNotFoundError, match="no known class for.*val_0.JPEG"):
+        data.load("tiny_imagenet", "test", tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no images of"):
+        data.load("tiny_imagenet", "train", tmp_path)
+    annotations = "val_0.JPEG\tn0\t0\t0\t1\t1\nval_1.JPEG\tn0\t0\t0\t1\t1\n"
+    (folder / "val" / "val_annotations.txt").write_text(annotations)
+    with pytest.raises(FileNotFoundError, match="names .*val_1.JPEG.*does not hold"):
         data.load("tiny_imagenet", "test", tmp_path)
 
 

@@ -2,6 +2,10 @@ import json
 import os
 import re
 import runpy
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
@@ -11,8 +15,17 @@ from PIL import Image
 
 from keras_lkca import LKCAViT, ViT, data, training
 from keras_lkca.files import atomic
+from keras_lkca.training import Recipe, callbacks, report
 
-pytest.importorskip("tensorflow")
+FILES = [
+    *("best.keras", "config.json", "confusion.png", "curves.png"),
+    *("history.csv", "last.keras", "metrics.json"),
+]
+SHORT = {"steps_per_epoch": 12, "model_options": {"depth": 2, "patch_size": 2}}
+
+
+def quick(**changes):
+    return Recipe.quick(**{"epochs": 2, "batch_size": 32, **changes})
 
 
 @pytest.mark.parametrize(
@@ -22,58 +35,143 @@ pytest.importorskip("tensorflow")
 def test_train_learns_and_writes_everything(model, preset, model_class, tmp_path):
     output = tmp_path / "deep" / "run"
     metrics = training.train(
-        "digits",
-        model=model,
-        preset=preset,
-        epochs=2,
-        steps_per_epoch=12,
-        batch_size=32,
-        output=output,
+        "digits", model=model, preset=preset, recipe=quick(), output=output, **SHORT
     )
-    assert sorted(path.name for path in output.iterdir()) == [
-        "curves.png",
-        "metrics.json",
-        "model.keras",
-    ]
+    assert sorted(path.name for path in output.iterdir()) == FILES
     assert metrics == json.loads((output / "metrics.json").read_text())
-    losses = metrics["history"]["loss"]
-    assert len(losses) == 2 and losses[1] < losses[0]
+    rows = callbacks.read_history(output / "history.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["loss"] < rows[0]["loss"]
+    assert rows[1]["learning_rate"] < rows[0]["learning_rate"]
     assert metrics["backend"] == keras.config.backend()
-    with Image.open(output / "curves.png") as picture:
-        assert picture.size[0] > 500
-    loaded = keras.models.load_model(output / "model.keras")
-    assert type(loaded) is model_class
+    assert metrics["images"] == {"train": 1260, "validation": 140, "test": 397}
     images, labels = data.digits("test")
-    predicted = loaded.predict(images, verbose=0).argmax(-1)
-    assert np.mean(predicted == labels) == pytest.approx(
-        metrics["test_accuracy"], abs=1e-3
+    for name in ("last", "best"):
+        loaded = keras.models.load_model(output / f"{name}.keras")
+        assert type(loaded) is model_class
+        predicted = loaded.predict(images, verbose=0).argmax(-1)
+        expected = metrics[name]["test_accuracy"]
+        assert np.mean(predicted == labels) == pytest.approx(expected, abs=1e-3)
+        epoch = metrics[name]["epoch"]
+        assert metrics[name]["validation_accuracy"] == rows[epoch - 1]["val_accuracy"]
+    assert metrics["last"]["epoch"] == 2
+    assert set(metrics["best_per_class_accuracy"]) == set("0123456789")
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(output / name) as picture:
+            assert picture.size[0] > 500
+
+
+def test_config_repeats_the_run(tmp_path):
+    """What config.json holds gives the same weights in another folder."""
+    recipe = quick(epochs=1, mix_probability=0.5, drop_path_rate=0.2, rand_augment=1)
+    training.train(
+        "digits", recipe=recipe, output=tmp_path / "a", seed=5, fraction=0.5, **SHORT
     )
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["command"] and config["versions"]["keras"] == keras.version()
+    arguments = config["arguments"]
+    arguments["recipe"] = Recipe.from_dict(arguments["recipe"])
+    training.train(**arguments, output=tmp_path / "b")
+    weights = [
+        keras.models.load_model(tmp_path / name / "last.keras").get_weights()
+        for name in "ab"
+    ]
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
-def test_the_schedule_warms_up_and_anneals():
-    from keras_lkca.training.train import _optimizer
-
-    optimizer = _optimizer(1000)
-    assert optimizer.weight_decay == 0.05
-    schedule = keras.optimizers.schedules.deserialize(
-        optimizer.get_config()["learning_rate"]
+def test_the_best_epoch_is_chosen_on_validation_images(tmp_path):
+    metrics = training.train(
+        "digits", recipe=quick(epochs=3), output=tmp_path / "a", **SHORT
     )
-    rates = [float(schedule(step)) for step in (0, 50, 100, 550, 1000)]
-    np.testing.assert_allclose(rates, [1e-5, 5e-4, 1e-3, 5e-4, 1e-6], atol=1e-5)
-    assert rates[0] > 0  # or the first step would be lost
+    rows = callbacks.read_history(tmp_path / "a" / "history.csv")
+    assert metrics["best"]["epoch"] == 1 + np.argmax([r["val_accuracy"] for r in rows])
+    assert "validation" in metrics["best_epoch_chosen_on"]
+
+
+def test_or_on_the_test_images_if_asked(tmp_path):
+    metrics = training.train(
+        "digits", recipe=quick(epochs=1), output=tmp_path / "a", select="test", **SHORT
+    )
+    assert metrics["images"] == {"train": 1400, "validation": 0, "test": 397}
+    assert "flatters" in metrics["best_epoch_chosen_on"]
+    assert "validation_accuracy" not in metrics["best"]
+    (row,) = callbacks.read_history(tmp_path / "a" / "history.csv")
+    assert row["val_accuracy"] == pytest.approx(metrics["best"]["test_accuracy"])
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
+    """With a momentum of 1 it never leaves its start: as good as chance."""
+    recipe = quick(epochs=2, ema_momentum=1.0, learning_rate=3e-3)
+    metrics = training.train("digits", recipe=recipe, output=tmp_path / "a", **SHORT)
+    assert metrics["last"]["test_accuracy"] < 0.3
+    plain = quick(epochs=2, learning_rate=3e-3)
+    metrics = training.train("digits", recipe=plain, output=tmp_path / "b", **SHORT)
+    assert metrics["last"]["test_accuracy"] > 0.4
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    training.train(
+        *("digits",),
+        recipe=quick(epochs=1),
+        output=tmp_path / "a",
+        tensorboard=True,
+        **SHORT,
+    )
+    assert list((tmp_path / "a" / "tensorboard").rglob("events.*"))
+
+
+def test_progress_on_a_terminal_and_elsewhere():
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    lines = {}
+    for stream in (io.StringIO(), Terminal()):
+        progress = callbacks.Progress(50, 4, stream)
+        progress.set_params({"epochs": 2})
+        for epoch in range(2):
+            progress.on_epoch_begin(epoch)
+            for step in range(4):
+                progress._shown = 0  # as if half a second had passed
+                progress.on_train_batch_end(step, {"loss": 1.5, "accuracy": 0.25})
+            progress.on_epoch_end(epoch, {"loss": 1.5, "val_accuracy": 0.5})
+        lines[type(stream)] = stream.getvalue()
+    plain = lines[io.StringIO].splitlines()
+    assert len(plain) == 2
+    pattern = (
+        r"epoch 1/2  loss 1.5000  val_accuracy 0.5000  [\d,]+ images/s  \d+:\d\d left"
+    )
+    assert re.fullmatch(pattern, plain[0]) and plain[1].endswith("0:00 left")
+    assert lines[Terminal].count("\r") == 10 and "step 3/4" in lines[Terminal]
+
+
+# Bad input
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"dataset": "mnist"}, "`name` must be one of.*'mnist'"),
+        ({"dataset": None}, "`dataset` must be one of"),
         ({"model": "cnn"}, "`model` must be one of.*'cnn'"),
         ({"preset": "lkca_tiny"}, "no such preset"),
         ({"preset": "vit_tiny"}, "preset of ViT"),
-        ({"epochs": 0}, "`epochs` must be a positive"),
-        ({"batch_size": -1}, "`batch_size` must be a positive"),
-        ({"batch_size": 1401}, "`batch_size` must not be above"),
+        ({"recipe": Recipe.quick(batch_size=1261)}, "`batch_size` must not be above"),
         ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive"),
+        ({"fraction": 0.0}, "`fraction` must be above 0"),
+        ({"fraction": 1e-4}, "`fraction` leaves none of the 1400"),
+        ({"fraction": 1.5}, "`fraction` must lie"),
+        ({"validation_split": 0.0}, "`validation_split` must lie between"),
+        ({"validation_split": 1.0}, "`validation_split` must lie between"),
+        ({"validation_split": 1e-4}, "`validation_split` must leave images on both"),
+        ({"select": "train"}, "`select` must be one of"),
+        ({"pipeline": "numpy"}, "`pipeline` must be one of"),
+        ({"seed": -1}, "`seed` must be an integer"),
+        ({"resume": True}, "`resume` continues the run in `output`, which holds no"),
     ],
 )
 def test_bad_arguments_leave_nothing_behind(arguments, message, tmp_path):
@@ -84,10 +182,10 @@ def test_bad_arguments_leave_nothing_behind(arguments, message, tmp_path):
 
 
 def test_an_output_folder_in_use_is_refused(tmp_path):
-    (tmp_path / "model.keras").write_text("precious")
+    (tmp_path / "last.keras").write_text("precious")
     with pytest.raises(ValueError, match="`output` holds a run already"):
         training.train("digits", output=tmp_path)
-    assert (tmp_path / "model.keras").read_text() == "precious"
+    assert (tmp_path / "last.keras").read_text() == "precious"
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
@@ -106,15 +204,236 @@ def test_atomic_leaves_the_old_file_where_writing_fails(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
+def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch):
+    """Where the second epoch's model cannot be written, the first's stays."""
+    save, calls = keras.Model.save, []
+
+    def full(self, path, **arguments):
+        calls.append(path)
+        if len(calls) > 2:
+            path.write_bytes(b"half a file")
+            raise OSError(28, "No space left on device")
+        save(self, path, **arguments)
+
+    monkeypatch.setattr(keras.Model, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        training.train("digits", recipe=quick(), output=tmp_path / "run", **SHORT)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        *("best.keras", "config.json", "history.csv", "last.keras"),
+    ]
+    keras.models.load_model(tmp_path / "run" / "last.keras")
+
+
+@pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning")
+def test_a_loss_that_diverges_stops_the_run(tmp_path, monkeypatch):
+    """From the second epoch on the weights are beyond all numbers."""
+
+    class Break(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                weights = self.model.trainable_variables[-1]
+                weights.assign(keras.ops.full(weights.shape, float("nan")))
+
+    monkeypatch.setattr(Recipe, "callbacks", lambda self: [Break()])
+    run = tmp_path / "run"
+    with pytest.raises(FloatingPointError) as error:
+        training.train("digits", recipe=quick(epochs=3), output=run, **SHORT)
+    message = str(error.value)
+    assert "loss became nan in epoch 2 at step" in message
+    assert "keeps the weights of epoch 1" in message and "learning_rate" in message
+    assert len(callbacks.read_history(run / "history.csv")) == 1
+    for weight in keras.models.load_model(run / "last.keras").get_weights():
+        assert np.isfinite(weight).all()
+
+
+# To resume
+
+
+def arguments_of(output, *more):
+    return [
+        *(str(ROOT / "tests" / "train_digits.py"), "--output", str(output)),
+        *("--epochs", "4", "--batch-size", "32", "--steps-per-epoch", "12"),
+        *("--set", "ema_momentum=0.9", "rand_augment=1", "mix_probability=0.5"),
+        *("drop_path_rate=0.3", "crop_padding=1", "passes_per_epoch=1"),
+        *("--model-set", "depth=2", "patch_size=2", *more),
+    ]
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(run_python, tmp_path):
+    run_python(*arguments_of(tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": keras.config.backend(),
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.Popen(
+        [sys.executable, *arguments_of(killed)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(callbacks.read_history(killed / "history.csv")) >= 2:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "metrics.json").exists()
+
+    out = run_python(*arguments_of(killed, "--resume"))
+    assert "resumed after epoch" in out
+    whole, resumed = (
+        callbacks.read_history(tmp_path / name / "history.csv")
+        for name in ("whole", "killed")
+    )
+    for a, b in zip(whole, resumed, strict=True):
+        for name in ("loss", "accuracy", "val_loss", "learning_rate"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+    a, b = (
+        keras.models.load_model(tmp_path / name / "last.keras")
+        for name in ("whole", "killed")
+    )
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    for x, y in zip(a.optimizer.variables, b.optimizer.variables, strict=True):
+        x, y = map(keras.ops.convert_to_numpy, (x, y))
+        np.testing.assert_allclose(x, y, atol=1e-6, err_msg="optimizer")
+    again = run_python(*arguments_of(killed, "--resume"))
+    assert "is complete" in again
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    training.train("digits", recipe=quick(epochs=1), output=folder, **SHORT)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "lkca_vit_05m"}, "`preset` of the run to resume is None"),
+        ({"recipe": quick(epochs=9)}, "`recipe` of the run to resume is"),
+        ({"seed": 3}, "`seed` of the run to resume is 0.*seed=3"),
+        ({"dataset": "cifar10"}, "`dataset` of the run to resume is 'digits'"),
+    ],
+)
+def test_another_run_cannot_be_resumed(arguments, message, short_run):
+    with pytest.raises(ValueError, match=message):
+        training.train(output=short_run, resume=True, **arguments)
+
+
+def test_what_cannot_be_resumed(short_run, tmp_path):
+    config = json.loads((short_run / "config.json").read_text())
+    run = tmp_path / "run"
+    run.mkdir()
+    for change, message in (
+        ("{", "is damaged"),
+        (json.dumps({**config, "backend": "theano"}), "was started under theano"),
+        (json.dumps({**config, "arguments": {"seed": 0}}), "of another version"),
+    ):
+        (run / "config.json").write_text(change)
+        with pytest.raises(ValueError, match=message):
+            training.train(output=run, resume=True)
+    config["arguments"]["model_options"]["depth"] = 3
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "last.keras").write_bytes((short_run / "last.keras").read_bytes())
+    with pytest.raises(ValueError, match="is no state of this run's model"):
+        training.train(output=run, resume=True)
+
+
+# Evaluation
+
+
+def test_evaluate_against_keras(rng):
+    inputs = keras.Input((7,))
+    model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    logits = rng.normal(size=(50, 7)).astype("float32")
+    labels = rng.integers(0, 7, 50)
+    scores, confusion = report.evaluate(model, logits, labels)
+    one_hot = np.eye(7, dtype="float32")[labels]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)(one_hot, logits)
+    assert scores["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+    top5 = keras.metrics.TopKCategoricalAccuracy(5)
+    top5.update_state(one_hot, logits)
+    assert scores["test_top5_accuracy"] == pytest.approx(float(top5.result()))
+    assert scores["test_accuracy"] == np.trace(confusion) / 50
+    for i, j in np.ndindex(7, 7):
+        expected = ((labels == i) & (logits.argmax(1) == j)).sum()
+        assert confusion[i, j] == expected
+
+
+@pytest.mark.parametrize("classes", [2, 12, 40])
+def test_confusion_figures(classes, tmp_path):
+    confusion = np.arange(classes**2).reshape(classes, classes)
+    names = [f"class {i}" for i in range(classes)]
+    report.confusion_figure(confusion, names, "title").savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+# Folders of images
+
+
+@pytest.fixture
+def pets(tmp_path, rng):
+    """Reddish cats and bluish dogs."""
+    for name, channel in (("cat", 0), ("dog", 2)):
+        for index in range(20):
+            pixels = rng.integers(0, 60, (12, 12, 3)).astype("uint8")
+            pixels[..., channel] += 150
+            path = tmp_path / "pets" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return tmp_path / "pets"
+
+
+def test_example_on_own_images(pets, run_python, tmp_path):
+    (pets / "cat" / "broken.jpg").write_text("no image")
+    arguments = [
+        *(ROOT / "examples" / "own_images.py", pets, "--recipe", "quick"),
+        *("--epochs", 3, "--batch-size", 8, "--image-size", 8, "--output"),
+        *(tmp_path / "run", "--model-set", "depth=1", "embed_dim=16", "patch_size=4"),
+    ]
+    error = run_python(*arguments, expect=2)
+    assert "broken.jpg" in error and "--on-error skip" in error
+    assert "Traceback" not in error and not (tmp_path / "run").exists()
+    out = run_python(*arguments, "--on-error", "skip")
+    assert "skipped: 1 of 41" in out and "broken.jpg" in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["images"] == {"train": 29, "validation": 3, "test": 8}
+    assert set(metrics["best_per_class_accuracy"]) == {"cat", "dog"}
+    assert metrics["last"]["test_accuracy"] > 0.9
+    assert "test_top5_accuracy" not in metrics["last"]
+
+
+def test_a_folder_with_its_own_test_images(pets, tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "split" / split).mkdir(parents=True, exist_ok=True)
+            target = tmp_path / "split" / split / name
+            target.symlink_to(pets / name, target_is_directory=True)
+    options = {"depth": 1, "embed_dim": 16, "patch_size": 4}
+    arguments = {
+        "recipe": quick(epochs=1, batch_size=8),
+        "image_size": 8,
+        "model_options": options,
+    }
+    metrics = training.train(tmp_path / "split", output=tmp_path / "a", **arguments)
+    assert metrics["images"] == {"train": 36, "validation": 4, "test": 40}
+    (tmp_path / "split" / "test" / "dog").unlink()
+    with pytest.raises(ValueError, match=r"same classes.*\['dog'\]"):
+        training.train(tmp_path / "split", output=tmp_path / "b", **arguments)
+
+
 # The examples
 
 
 @pytest.fixture(scope="module")
 def cifar100(tmp_path_factory):
     """A prepared TFDS folder of a few random images."""
-    if "LKCA_DATA" in os.environ:
-        return os.environ["LKCA_DATA"] + "/tfds"
-    import tensorflow_datasets as tfds
+    tfds = pytest.importorskip("tensorflow_datasets")
 
     class Cifar100(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = "cifar100"
@@ -152,6 +471,7 @@ def cifar100(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")  # what TFDS does while it writes is its own
 def test_example_on_a_prepared_dataset(cifar100, run_python, tmp_path):
     arguments = "--preset lkca_vit_05m --epochs 1 --steps-per-epoch 2 --batch-size 4"
+    arguments += " --validation-split 0.25"
     out = run_python(
         ROOT / "examples" / "cifar100.py",
         *arguments.split(),
@@ -159,19 +479,22 @@ def test_example_on_a_prepared_dataset(cifar100, run_python, tmp_path):
     )
     assert "509,800 parameters" in out and "test accuracy" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["seed"] == 3 and metrics["steps_per_epoch"] == 2
-    assert (tmp_path / "run" / "model.keras").exists()
+    assert metrics["seed"] == 3 and metrics["epochs"] == 1
+    assert metrics["images"] == {"train": 12, "validation": 4, "test": 8}
+    assert (tmp_path / "run" / "best.keras").exists()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "tiny_imagenet"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "svhn", "tiny_imagenet", "own_images"]
+)
 def test_examples_take_the_same_arguments(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, "--help"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     out = capsys.readouterr().out
     for argument in (
-        *("--model", "--preset", "--epochs", "--batch-size", "--data-dir"),
-        *("--output", "--seed", "--steps-per-epoch"),
+        *("--model", "--preset", "--epochs", "--batch-size", "--recipe", "--set"),
+        *("--output", "--resume", "--seed", "--steps-per-epoch", "--pipeline"),
     ):
         assert argument in out
 

@@ -1,10 +1,13 @@
 """Where the images come from."""
 
+import importlib.util
 import os
 import pathlib
 import socket
 import urllib.request
+import zipfile
 
+import keras
 import numpy as np
 
 from keras_lkca.data.folders import tiny_imagenet
@@ -13,12 +16,21 @@ from keras_lkca.extras import require, require_tensorflow
 
 
 def load(name: str, split: str = "train", data_dir=None):
-    """Load a dataset as a `tf.data.Dataset` of (image, label).
+    """Load a dataset into memory, images as they are.
 
-    `cifar10`, `cifar100` and `svhn_cropped` come through TensorFlow Datasets, which
-    downloads them once; `digits` comes with scikit-learn; `tiny_imagenet` is read
-    from the official folder, `tiny-imagenet-200`, that you have unpacked, its
-    validation images as the split "test" (the official test images have no labels).
+    `digits` comes with scikit-learn. `tiny_imagenet` is read from the official
+    folder, `tiny-imagenet-200`, that you have unpacked, its validation images as the
+    split "test" (the official test images have no labels). The others are looked for
+    in this order:
+
+    1. `<data_dir>/<name>.npz` or `<data_dir>/npz/<name>.npz`, with arrays `x_train`,
+       `y_train`, `x_test` and `y_test`
+    2. `<data_dir>/<name>` or `<data_dir>/tfds/<name>`, prepared by TensorFlow Datasets
+    3. a download: through TensorFlow Datasets where TensorFlow is installed, else
+       through `keras.datasets` (`cifar10` and `cifar100`), which keeps it in the Keras
+       home directory
+
+    The first and the last need no TensorFlow.
 
     Args:
         name: See `keras_lkca.data.describe`.
@@ -27,30 +39,41 @@ def load(name: str, split: str = "train", data_dir=None):
             variable `TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
 
     Returns:
-        `tf.data.Dataset` of uint8 images `(height, width, channels)` and int64
-        labels, one at a time.
+        uint8 images `(n, height, width, channels)` and int64 labels `(n,)`.
 
     Raises:
-        ValueError: If there is no such dataset or split.
+        ValueError: If there is no such dataset or split, or a file's images or labels
+            are not what the dataset's are.
         FileNotFoundError: If its files are not there and could not be downloaded.
         ImportError: If a package that it needs is missing.
 
     Example:
 
     >>> from keras_lkca import data
-    >>> len(data.load("digits", "train"))
-    1400
+    >>> images, labels = data.load("digits", "train")
+    >>> images.shape, labels.shape
+    ((1400, 8, 8, 1), (1400,))
     """
     facts = describe(name)
     _check_split(split)
-    tf = require_tensorflow()
     if name == "digits":
-        images, labels = digits(split)
-        return tf.data.Dataset.from_tensor_slices((images, labels))
+        return digits(split)
     root = _data_root(data_dir)
     if name == "tiny_imagenet":
         return tiny_imagenet(root, split, facts)
-    return _tfds(name, root, split)
+    for file in (root / f"{name}.npz", root / "npz" / f"{name}.npz"):
+        if file.exists():
+            return _npz(file, split, facts)
+    prepared = root / "tfds" if (root / "tfds" / name).is_dir() else root
+    if importlib.util.find_spec("tensorflow") or (prepared / name).is_dir():
+        return _tfds(name, prepared, split, facts)
+    if name in ("cifar10", "cifar100"):
+        return _keras_dataset(name, split)
+    raise FileNotFoundError(
+        f"The dataset {name!r} is not in {root}. Without TensorFlow, put its arrays "
+        f"x_train, y_train, x_test and y_test into {root}/{name}.npz; or install "
+        'TensorFlow Datasets to fetch it: pip install "keras-lkca[data]"'
+    )
 
 
 def digits(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +131,67 @@ def _data_root(data_dir):
     return pathlib.Path(data_dir).expanduser()
 
 
-def _tfds(name, root, split):
+def _npz(file, split, facts):
+    """Read one split of a file of arrays, and check that it is the dataset."""
+    keys = f"x_{split}", f"y_{split}"
+    try:
+        with np.load(file) as arrays:
+            missing = [key for key in keys if key not in arrays]
+            if missing:
+                raise ValueError(
+                    f"{file} holds no {missing[0]!r}, but {sorted(arrays)}."
+                )
+            images, labels = (arrays[key] for key in keys)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is no file of arrays ({error}).") from error
+    labels = labels.reshape(-1)  # keras.datasets has a column
+    if images.dtype != "uint8" or images.shape[1:] != facts.input_shape:
+        raise ValueError(
+            f"{file} must hold uint8 images {('n', *facts.input_shape)}. "
+            f"Received: {images.dtype} {images.shape}"
+        )
+    check_labels(labels, len(images), facts.num_classes)
+    return images, labels.astype("int64")
+
+
+def check_labels(labels, count, num_classes):
+    """Check that there is a label in [0, num_classes) for each image.
+
+    Raises:
+        ValueError: If there is not.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.data.datasets import check_labels
+    >>> check_labels(np.array([0, 9]), 2, num_classes=10)
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"`labels` must be {count} integers, one for each image. "
+            f"Received: {labels.dtype} {labels.shape}"
+        )
+    if count and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"`labels` must lie between 0 and {num_classes - 1}, for {num_classes} "
+            f"classes. Received: labels from {labels.min()} to {labels.max()}"
+        )
+
+
+def _keras_dataset(name, split):
+    try:
+        (*train,), (*test,) = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        raise FileNotFoundError(
+            f"The dataset {name!r} could not be downloaded ({error})."
+        ) from error
+    images, labels = train if split == "train" else test
+    return images, labels.reshape(-1).astype("int64")
+
+
+def _tfds(name, root, split, facts):
+    require_tensorflow()
     tfds = require("tensorflow_datasets", "data")
     # A prepared folder is read as it is: asking TFDS for the dataset by its name
     # would go to the network even then.
@@ -127,6 +210,8 @@ def _tfds(name, root, split):
         ]
         if missing:
             raise FileNotFoundError(f"there is no {missing[0]}")
+        dataset = builder.as_dataset(split=split, as_supervised=True, batch_size=-1)
+        images, labels = tfds.as_numpy(dataset)
     except Exception as error:
         problem = "is damaged" if versions else "is not there and was not downloaded"
         raise FileNotFoundError(
@@ -137,9 +222,10 @@ def _tfds(name, root, split):
             f"tfds.load('{name}', data_dir='{root}')\"\n"
             "or point to a folder that holds it: --data-dir FOLDER, data_dir= or "
             "the environment variable TFDS_DATA_DIR, with FOLDER/"
-            f"{name}/<version>/dataset_info.json below it."
+            f"{name}/<version>/dataset_info.json or FOLDER/{name}.npz below it."
         ) from error
-    return builder.as_dataset(split=split, as_supervised=True)
+    check_labels(labels, len(images), facts.num_classes)
+    return images, labels
 
 
 def _check_network(host):

@@ -1,131 +1,197 @@
-"""Datasets that are folders of image files."""
+"""Datasets that are folders of image files, decoded by Pillow."""
 
+import concurrent.futures
+import os
 import pathlib
 
-import keras
 import numpy as np
 
 from keras_lkca.data.table import Dataset
-from keras_lkca.extras import require_tensorflow
-from keras_lkca.layers.checks import check_pair, check_rate
+from keras_lkca.extras import require
+from keras_lkca.layers.checks import check_pair
 
-# What Keras's loader reads.
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# Refused above: the images are kept in memory, and a slip of a digit fills it.
+MAX_BYTES = 2**34
 
 
-def from_directory(
-    directory,
-    image_size: tuple[int, int],
-    split: str = "train",
-    validation_split: float = 0.0,
-    seed: int = 0,
-):
+def from_directory(directory, image_size, on_error: str = "raise"):
     """Load your own images from a folder that holds one folder a class.
 
-    Images are resized to `image_size`, cropped to its aspect ratio about their
-    centre, and converted to RGB. Classes are the folders' names in alphabetical
-    order.
+    Images are turned as their EXIF data says, converted to RGB, cropped about their
+    centre to the aspect ratio of `image_size` and resized to it. Classes are the
+    folders' names in alphabetical order. Hidden files and folders are passed over.
 
     Args:
-        directory: The folder, with `directory/<class>/<image>.jpg` (png, bmp, gif).
-        image_size: The (height, width) in pixels to resize to.
-        split: `"train"` or `"test"`.
-        validation_split: Float in [0, 1), the share of the images that is the split
-            "test" instead of "train", drawn with `seed`.
-        seed: Integer, seed of the draw and of the order.
+        directory: The folder, with `directory/<class>/<image>.jpg` (jpeg, png, webp,
+            bmp, gif).
+        image_size: The (height, width) in pixels to resize to, or one integer for
+            both.
+        on_error: What to do with files that cannot be decoded: `"raise"`, or
+            `"skip"` them, with a warning that names them.
 
     Returns:
-        `tf.data.Dataset` of (uint8 image, int32 label), one at a time, and a
-        `Dataset` of facts: the classes' number and names, the images' shape, and the
-        mean and standard deviation of up to 1,000 images of this split.
+        uint8 images `(n, height, width, 3)`, int64 labels `(n,)`, and a `Dataset` of
+        facts: the classes' number and names, the images' shape, and their mean and
+        standard deviation.
 
     Raises:
-        ValueError: If the split is unknown, or `validation_split` is not as above.
+        ValueError: If an argument is not as above, the images would take more than
+            16 GiB of memory, or files cannot be decoded and `on_error` is `"raise"`.
         FileNotFoundError: If there is no such folder, or a class without images.
-        ImportError: If TensorFlow is missing.
+        ImportError: If Pillow is missing.
 
     Example:
 
     ```python
-    train, facts = from_directory("pets/", (64, 64), validation_split=0.2)
-    test, _ = from_directory("pets/", (64, 64), "test", validation_split=0.2)
+    images, labels, facts = from_directory("pets/", image_size=64)
+    model = LKCAViT.from_preset(
+        "lkca_vit_tiny", input_shape=facts.input_shape, num_classes=facts.num_classes
+    )
     ```
     """
-    tf = require_tensorflow()
     image_size = check_pair("image_size", image_size)
-    if check_rate("validation_split", validation_split) == 1:
+    if on_error not in ("raise", "skip"):
         raise ValueError(
-            "`validation_split` must be below 1, to leave images to train on. "
-            f"Received: validation_split={validation_split!r}"
-        )
-    if split not in ("train", "test") or (split == "test" and not validation_split):
-        raise ValueError(
-            "`split` must be 'train', or 'test' with a `validation_split` above 0. "
-            f"Received: split={split!r}, validation_split={validation_split!r}"
+            f"`on_error` must be 'raise' or 'skip'. Received: on_error={on_error!r}"
         )
     directory = pathlib.Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(
             f"`directory` is no folder. Received: directory={str(directory)!r}"
         )
-    # Keras passes over hidden folders too.
-    classes = sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
-    )
-    counts = {path.name: sum(map(_is_image, path.rglob("*"))) for path in classes}
-    empty = [name for name, count in counts.items() if not count]
+    classes = sorted(path for path in directory.iterdir() if _is_folder(path))
+    files = [sorted(filter(_is_image, path.rglob("*"))) for path in classes]
+    empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
     if empty or not classes:
         raise FileNotFoundError(
             "`directory` must hold one folder a class, each with images "
             f"({', '.join(_SUFFIXES)}); there are none in {empty or 'it'}. "
             f"Received: directory={str(directory)!r}"
         )
-    total = sum(counts.values())
-    if validation_split and int(validation_split * total) == 0:
-        raise ValueError(
-            f"`validation_split` leaves the split 'test' none of the {total} images. "
-            f"Received: validation_split={validation_split!r}"
+    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    images, kept = decode(sum(files, []), image_size, on_error)
+    labels = labels[kept]
+    lost = sorted({path.name for path in classes} - {classes[i].name for i in labels})
+    if lost:
+        raise FileNotFoundError(
+            f"`directory` holds no image that can be decoded in {lost}. "
+            f"Received: directory={str(directory)!r}"
         )
-    dataset = keras.utils.image_dataset_from_directory(
-        directory,
-        batch_size=None,
-        image_size=image_size,
-        seed=seed,
-        validation_split=validation_split or None,
-        subset={"train": "training", "test": "validation"}[split]
-        if validation_split
-        else None,
-        crop_to_aspect_ratio=True,
-        verbose=False,
-    )
-    dataset = _as_uint8(tf, dataset)
-    sample = np.stack([image for image, _ in dataset.take(1000).as_numpy_iterator()])
+    mean, std = statistics(images)
     facts = Dataset(
         num_classes=len(classes),
-        input_shape=(*image_size, 3),
-        mean=tuple((sample.mean((0, 1, 2)) / 255).tolist()),
-        std=tuple((sample.std((0, 1, 2)) / 255).tolist()),
+        input_shape=images.shape[1:],
+        mean=mean,
+        std=std,
         class_names=tuple(path.name for path in classes),
     )
-    return dataset, facts
+    return images, labels, facts
+
+
+def decode(files, image_size, on_error="raise"):
+    """Decode files to one array.
+
+    Args:
+        files: Sequence of paths.
+        image_size: The (height, width) to crop and resize to.
+        on_error: `"raise"` or `"skip"`, see `from_directory`.
+
+    Returns:
+        uint8 images `(n, height, width, 3)` and a boolean array that tells which of
+        the files they are.
+
+    Raises:
+        ValueError: See `from_directory`.
+
+    Example:
+
+    ```python
+    images, kept = decode(["a.jpg", "b.jpg"], (64, 64))
+    ```
+    """
+    require("PIL", "data", "pillow")
+    height, width = image_size
+    size = len(files) * height * width * 3
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{len(files):,} images of {height} x {width} take {size / 2**30:.0f} GiB "
+            f"of memory, more than {MAX_BYTES / 2**30:.0f}. Choose a smaller "
+            f"`image_size`. Received: image_size={tuple(image_size)}"
+        )
+    images = np.empty((len(files), height, width, 3), "uint8")
+
+    def read(index):
+        try:
+            images[index] = _read(files[index], image_size)
+        except Exception as error:  # every format has errors of its own
+            return f"{files[index]}: {error}"
+
+    # Pillow decodes outside of Python's lock.
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        errors = list(pool.map(read, range(len(files))))
+    kept = np.array([error is None for error in errors], bool)
+    damaged = [error for error in errors if error]
+    if damaged:
+        named = "\n    ".join(damaged[:10])
+        more = f"\n    and {len(damaged) - 10} more" if len(damaged) > 10 else ""
+        text = f"{len(damaged)} of {len(files)} files cannot be decoded:\n    "
+        if on_error == "raise":
+            raise ValueError(
+                f"{text}{named}{more}\nRemove them, or skip them: on_error='skip', "
+                "on the command line --on-error skip."
+            )
+        print(f"skipped: {text}{named}{more}", flush=True)
+        images = images[kept]
+    return images, kept
+
+
+def _read(path, image_size):
+    from PIL import Image, ImageOps
+
+    height, width = image_size
+    with Image.open(path) as image:
+        # At a reduced size where the format can: much faster for photographs.
+        image.draft("RGB", (2 * width, 2 * height))
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+
+def statistics(images):
+    """Return the mean and standard deviation of each channel, scaled to [0, 1].
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.data.folders import statistics
+    >>> statistics(np.full((2, 4, 4, 1), 255, "uint8"))
+    ((1.0,), (0.0,))
+    """
+    # From the count of each value: exact, and no copy of the images.
+    channels = [
+        np.bincount(images[..., channel].reshape(-1), minlength=256)
+        for channel in range(images.shape[-1])
+    ]
+    values = np.arange(256) / 255
+    means = [counts @ values / counts.sum() for counts in channels]
+    squares = [counts @ values**2 / counts.sum() for counts in channels]
+    stds = np.sqrt(np.maximum(np.subtract(squares, np.square(means)), 0))
+    return tuple(map(float, means)), tuple(map(float, stds))
 
 
 def _is_image(path):
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+    hidden = path.name.startswith(".")
+    return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
 
 
-def _as_uint8(tf, dataset):
-    return dataset.map(
-        lambda image, label: (tf.cast(tf.round(image), tf.uint8), label),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+def _is_folder(path):
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def tiny_imagenet(root, split, facts):
     """Load Tiny-ImageNet from its official folder, after a check of the layout."""
-    tf = require_tensorflow()
     folder = root if root.name == "tiny-imagenet-200" else root / "tiny-imagenet-200"
     annotations = folder / "val" / "val_annotations.txt"
     for path in (folder / "train", folder / "val" / "images", annotations):
@@ -139,34 +205,43 @@ def tiny_imagenet(root, split, facts):
                 "or point to the folder that holds tiny-imagenet-200: --data-dir "
                 "FOLDER, data_dir= or the environment variable TFDS_DATA_DIR."
             )
-    height, width, _ = facts.input_shape
-    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
+    classes = sorted(
+        path.name for path in (folder / "train").iterdir() if _is_folder(path)
+    )
     expected = facts.num_classes
     if len(classes) != expected:
         raise FileNotFoundError(
             f"The dataset 'tiny_imagenet' has {expected} classes, but {folder}/train "
             f"holds {len(classes)} folders: unpack the archive again."
         )
-    options = {"batch_size": None, "image_size": (height, width), "verbose": False}
     if split == "train":
-        dataset = keras.utils.image_dataset_from_directory(
-            folder / "train", seed=0, **options
-        )
+        files = [
+            sorted(filter(_is_image, (folder / "train" / name).rglob("*")))
+            for name in classes
+        ]
+        empty = [name for name, found in zip(classes, files, strict=True) if not found]
+        if empty:
+            raise FileNotFoundError(
+                f"{folder}/train holds no images of {empty[:3]}: unpack the archive "
+                "again."
+            )
+        labels = np.repeat(np.arange(expected), [len(found) for found in files])
+        files = sum(files, [])
     else:
         lines = annotations.read_text().splitlines()
-        class_of = dict(line.split("\t")[:2] for line in lines if line)
-        images = (folder / "val" / "images").iterdir()
-        names = sorted(path.name for path in images if _is_image(path))
-        unknown = [name for name in names if class_of.get(name) not in classes]
-        if unknown or not names:
-            raise FileNotFoundError(
-                f"{annotations} gives no known class for {unknown[:3] or 'any image'}: "
-                "unpack the archive again."
+        class_of = dict(line.split("\t")[:2] for line in lines if line.count("\t"))
+        files = sorted(filter(_is_image, (folder / "val" / "images").iterdir()))
+        unknown = [f.name for f in files if class_of.get(f.name) not in classes]
+        absent = sorted(set(class_of) - {file.name for file in files})
+        if unknown or absent or not files:
+            problem = (
+                f"gives no known class for {unknown[:3] or 'any image'}"
+                if unknown or not files
+                else f"names {absent[:3]}, which {folder}/val/images does not hold"
             )
-        dataset = keras.utils.image_dataset_from_directory(
-            folder / "val" / "images",
-            labels=[classes.index(class_of[name]) for name in names],
-            shuffle=False,
-            **options,
-        )
-    return _as_uint8(tf, dataset)
+            raise FileNotFoundError(
+                f"{annotations} {problem}: unpack the archive again."
+            )
+        index = {name: position for position, name in enumerate(classes)}
+        labels = np.array([index[class_of[file.name]] for file in files])
+    return decode(files, facts.input_shape[:2])[0], labels

@@ -1,140 +1,190 @@
-"""From (image, label) pairs to the batches that `model.fit` takes."""
+"""From arrays of images and labels to the batches that `model.fit` takes."""
 
+import keras
+import numpy as np
+
+from keras_lkca.data.augment import Augmentation
+from keras_lkca.data.datasets import check_labels
 from keras_lkca.extras import require_tensorflow
-from keras_lkca.layers.checks import check_positive_int
+from keras_lkca.layers.checks import check_positive_int, check_rate
+from keras_lkca.ops.backend import compiled
 
-# Decoded images that are kept in memory, and those that are shuffled at a time.
-MAX_CACHE_BYTES = 2**30
-MAX_SHUFFLE_BYTES = 2**29
+PIPELINES = ("tf.data", "arrays")
 
 
-def training_pipeline(
-    dataset,
+def training_batches(
+    images,
+    labels,
     batch_size: int,
     num_classes: int,
+    augmentation: Augmentation | None = None,
     seed: int = 0,
-    flip: bool = True,
-    crop_padding: int = 4,
+    first_step: int = 0,
+    pipeline: str = "arrays",
 ):
-    """Shuffle, batch and augment a dataset for training.
+    """Shuffle, batch and augment a dataset, without end.
 
-    Each image is shifted by up to `crop_padding` pixels each way, black moving in,
-    and mirrored half of the time. Order and augmentation are drawn anew each epoch
-    and repeat exactly with the same seed. A dataset of up to 1 GiB is kept in
-    memory once it is decoded.
+    Every pass goes through all images in a new order; what is left over at its end
+    opens the next. Order and augmentation follow from `seed` and the step's number
+    alone, so that a run can go on from any step as if it had never stopped.
 
     Args:
-        dataset: `tf.data.Dataset` of (uint8 image, integer label).
-        batch_size: Positive integer. A last, smaller batch is dropped, so that all
-            have one shape.
+        images: uint8 array `(n, height, width, channels)`.
+        labels: Integer array `(n,)`.
+        batch_size: Positive integer, not above `n`.
         num_classes: Positive integer, the length of the one-hot labels.
-        seed: Integer, seed of the order and the augmentation.
-        flip: Whether to mirror; not where a mirrored image is of another class.
-        crop_padding: Non-negative integer, pixels; 0 for no shift.
+        augmentation: What is done to each batch; `None` for nothing.
+        seed: Non-negative integer, seed of the order and the augmentation.
+        first_step: Non-negative integer, the number of the first batch.
+        pipeline: Where the augmentation runs: `"tf.data"`, on the CPU in TensorFlow's
+            threads beside the training; or `"arrays"`, on the device of the active
+            backend, without TensorFlow.
 
     Returns:
-        `tf.data.Dataset` of uint8 images `(batch, height, width, channels)` and
-        float32 one-hot labels `(batch, num_classes)`.
+        A `tf.data.Dataset` or a Python generator of (float32 images, float32 labels)
+        for `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
 
     Raises:
-        ValueError: If an argument is not as above, the images' shape is not static,
-            or the dataset holds less than one batch.
+        ValueError: If an argument is not as above.
+        ImportError: If TensorFlow is missing, for `"tf.data"`.
 
     Example:
 
     >>> from keras_lkca import data
     >>> digits = data.load("digits", "train")
-    >>> pipeline = data.training_pipeline(digits, 100, num_classes=10, flip=False)
-    >>> images, labels = next(iter(pipeline))
+    >>> augmentation = data.Augmentation(flip=False, crop_padding=1)
+    >>> batches = data.training_batches(*digits, 100, 10, augmentation)
+    >>> images, labels = next(batches)
     >>> tuple(images.shape), tuple(labels.shape)
     ((100, 8, 8, 1), (100, 10))
     """
-    tf = require_tensorflow()
     check_positive_int("batch_size", batch_size)
     check_positive_int("num_classes", num_classes)
-    if not isinstance(crop_padding, int) or crop_padding < 0:
+    if pipeline not in PIPELINES:
         raise ValueError(
-            "`crop_padding` must be a non-negative integer. "
-            f"Received: crop_padding={crop_padding!r}"
+            f"`pipeline` must be one of {PIPELINES}. Received: pipeline={pipeline!r}"
         )
-    shape = dataset.element_spec[0].shape
-    if shape.rank != 3 or not shape.is_fully_defined():
+    if getattr(images, "dtype", None) != "uint8" or images.ndim != 4:
         raise ValueError(
-            "`dataset` must hold images of one known shape (height, width, channels); "
-            f"resize them first. Received: images of shape {shape}"
+            "`images` must be a uint8 array (n, height, width, channels). Received: "
+            f"{getattr(images, 'dtype', type(images))} {getattr(images, 'shape', '')}"
         )
-    count = int(dataset.cardinality())
-    if 0 <= count < batch_size:
+    check_labels(labels, len(images), num_classes)
+    if batch_size > len(images):
         raise ValueError(
-            "`batch_size` must not be above the number of images. "
-            f"Received: batch_size={batch_size} for {count} images"
+            "`batch_size` must not be above the number of training images. "
+            f"Received: batch_size={batch_size} for {len(images)} images"
         )
-    dataset = _cached(dataset, count)
-    buffer = MAX_SHUFFLE_BYTES // shape.num_elements()
-    dataset = dataset.shuffle(min(buffer, count) if count > 0 else buffer, seed=seed)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    dataset = tf.data.Dataset.zip(dataset, draws.batch(2))
-
-    def augment(batch, draw):
-        images, labels = batch
-        images = _flip_and_crop(tf, images, draw, flip, crop_padding)
-        return images, tf.one_hot(labels, num_classes)
-
-    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    steps = batch_rows(len(images), batch_size, seed, first_step)
+    if pipeline == "tf.data":
+        return _tf_dataset(images, labels, batch_size, num_classes, augmentation, steps)
+    return _generator(images, labels, num_classes, augmentation, steps)
 
 
-def evaluation_pipeline(dataset, batch_size: int, num_classes: int):
-    """Batch a dataset for evaluation: every image once, in order, as it is.
-
-    Args:
-        dataset: `tf.data.Dataset` of (uint8 image, integer label).
-        batch_size: Positive integer; the last batch may be smaller.
-        num_classes: Positive integer, the length of the one-hot labels.
-
-    Returns:
-        `tf.data.Dataset` of uint8 images `(batch, height, width, channels)` and
-        float32 one-hot labels `(batch, num_classes)`.
-
-    Raises:
-        ValueError: If an argument is not as above.
+def batch_rows(count, batch_size, seed, first_step=0):
+    """Yield the rows and the seed of each batch, from a step on, without end.
 
     Example:
 
-    >>> from keras_lkca import data
-    >>> digits = data.load("digits", "test")
-    >>> len(data.evaluation_pipeline(digits, 100, num_classes=10))
-    4
+    >>> from keras_lkca.data.pipeline import batch_rows
+    >>> batches = batch_rows(6, 4, seed=0)
+    >>> rows = [row for _ in range(3) for row in next(batches)[0]]
+    >>> sorted(rows[:6]), sorted(rows[6:])
+    ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
     """
+    step, order_of = first_step, {}
+    while True:
+        start = step * batch_size
+        passes = range(start // count, (start + batch_size - 1) // count + 1)
+        order_of = {
+            number: order_of[number]
+            if number in order_of
+            else np.random.default_rng([seed, number]).permutation(count)
+            for number in passes
+        }
+        orders = np.concatenate([order_of[number] for number in passes])
+        offset = start - passes[0] * count
+        # 31 bits, which every backend's integers hold.
+        pair = np.random.SeedSequence([seed, step]).generate_state(2) >> 2
+        yield orders[offset : offset + batch_size], pair.astype("int32")
+        step += 1
+
+
+def _generator(images, labels, num_classes, augmentation, steps):
+    """Batches for `fit`, the next one in the making while one is used."""
+    labels = keras.utils.to_categorical(labels, num_classes)
+    augment = compiled(augmentation) if augmentation else lambda x, y, _: (x, y)
+
+    def batch():
+        rows, seed = next(steps)
+        return augment(images[rows], labels[rows], seed)
+
+    following = batch()
+    while True:
+        # Where the device works by itself, it has this to do at once.
+        current, following = following, batch()
+        yield current
+
+
+def _tf_dataset(images, labels, batch_size, num_classes, augmentation, steps):
     tf = require_tensorflow()
-    check_positive_int("batch_size", batch_size)
-    check_positive_int("num_classes", num_classes)
-    dataset = _cached(dataset, int(dataset.cardinality())).batch(batch_size)
-    dataset = dataset.map(
-        lambda images, labels: (images, tf.one_hot(labels, num_classes)),
-        num_parallel_calls=tf.data.AUTOTUNE,
+    with tf.device("CPU"):
+        images = tf.convert_to_tensor(images)
+        labels = tf.convert_to_tensor(keras.utils.to_categorical(labels, num_classes))
+
+    def batch(rows, seed):
+        x, y = tf.gather(images, rows), tf.gather(labels, rows)
+        return augmentation(x, y, seed) if augmentation else (x, y)
+
+    dataset = tf.data.Dataset.from_generator(
+        lambda: steps,
+        output_signature=(
+            tf.TensorSpec((batch_size,), "int64"),
+            tf.TensorSpec((2,), "int32"),
+        ),
     )
-    return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def _cached(dataset, count):
-    size = dataset.element_spec[0].shape.num_elements()
-    known = size is not None and count > 0
-    return dataset.cache() if known and count * size <= MAX_CACHE_BYTES else dataset
-
-
-def _flip_and_crop(tf, images, seed, flip, padding):
-    """Shift and mirror each image of a batch by a gather of rows, then columns."""
-    batch, height, width = images.shape[:3]
-    offset_seed, flip_seed = (tf.stack([seed[0], seed[1] + i]) for i in range(2))
-    offsets = tf.random.stateless_uniform(
-        (2, batch, 1), offset_seed, 0, 2 * padding + 1, tf.int32
+    return dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(
+        tf.data.AUTOTUNE
     )
-    rows, columns = tf.range(height) + offsets[0], tf.range(width) + offsets[1]
-    if flip:
-        mirror = tf.random.stateless_uniform((batch, 1), flip_seed) < 0.5
-        columns = tf.where(mirror, tf.reverse(columns, [1]), columns)
-    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-    images = tf.gather(tf.pad(images, pads), rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1)
+
+
+def split(labels, share: float, seed: int = 0):
+    """Draw a share of every class.
+
+    Args:
+        labels: Integer array `(n,)`.
+        share: Float in [0, 1].
+        seed: Non-negative integer, seed of the draw.
+
+    Returns:
+        Two sorted integer arrays: the rows of the share, and all others. Of a class
+        of `k` images, `share * k` are drawn, rounded so that the total is right too.
+
+    Raises:
+        ValueError: If `share` is not in [0, 1].
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import data
+    >>> drawn, others = data.split(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.25)
+    >>> len(drawn), len(others)
+    (2, 6)
+    """
+    labels = np.asarray(labels)
+    share = check_rate("share", share)
+    rng = np.random.default_rng([seed, 1])
+    # Within its class each image has a rank; the share with the lowest is taken.
+    # Equal ranks of the classes, spread at random, round the total fairly.
+    order = rng.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    _, starts, counts = np.unique(
+        labels[by_class], return_index=True, return_counts=True
+    )
+    ranks = np.arange(len(labels)) - np.repeat(starts, counts)
+    offsets = (rng.permutation(len(counts)) + 0.5) / max(len(counts), 1)
+    ranks = (ranks + np.repeat(offsets, counts)) / np.repeat(counts, counts)
+    taken = by_class[np.argsort(ranks, kind="stable")[: round(share * len(labels))]]
+    mask = np.zeros(len(labels), bool)
+    mask[taken] = True
+    return np.flatnonzero(mask), np.flatnonzero(~mask)

@@ -27,12 +27,27 @@ class Dataset:
     host: str = ""
 
 
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud
+cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox
+girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
+palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit
+raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+spider squirrel streetcar sunflower sweet_pepper table tank telephone television
+tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
 DATASETS = {
     "cifar10": Dataset(
         num_classes=10,
         input_shape=(32, 32, 3),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
+        class_names=tuple(
+            "airplane automobile bird cat deer dog frog horse ship truck".split()
+        ),
         host="www.cs.toronto.edu",
     ),
     "cifar100": Dataset(
@@ -40,6 +55,7 @@ DATASETS = {
         input_shape=(32, 32, 3),
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
+        class_names=tuple(_CIFAR100.split()),
         host="www.cs.toronto.edu",
     ),
     "svhn_cropped": Dataset(
@@ -48,6 +64,7 @@ DATASETS = {
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         flip=False,
+        class_names=tuple("0123456789"),
         host="ufldl.stanford.edu",
     ),
     "tiny_imagenet": Dataset(
@@ -63,6 +80,7 @@ DATASETS = {
         mean=(0.3054,),
         std=(0.3759,),
         flip=False,
+        class_names=tuple("0123456789"),
     ),
 }
 

@@ -98,6 +98,23 @@ def inverse_spectrum(x, lengths, window):
     return _backend.signal.irfft(x, [columns])[..., window[1]]
 
 
+def compiled(function):
+    """Compile a pure function of arrays where the backend would run it in pieces.
+
+    Args:
+        function: Maps tensors to tensors, without state.
+
+    Returns:
+        The function, compiled for each shape by JAX or as a TensorFlow graph; under
+        torch as it is, without gradients.
+    """
+    if keras.config.backend() == "jax":
+        return _backend.jit(function)
+    if keras.config.backend() == "torch":
+        return _backend.no_grad()(function)
+    return _backend.function(function)
+
+
 def repeatable(function, arrays, training, jit=True, dtype="float32"):
     """Make a function of tensors into a call that can be timed.
 

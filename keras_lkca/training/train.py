@@ -1,10 +1,11 @@
 """Train a model on a dataset, from the data to the files it leaves behind."""
 
-import argparse
+import inspect
 import json
 import pathlib
 import platform
-import re
+import shlex
+import sys
 import time
 
 import keras
@@ -13,214 +14,464 @@ import numpy as np
 from keras_lkca import data
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
-from keras_lkca.layers.checks import check_positive_int
+from keras_lkca.layers.checks import check_positive_int, check_rate
 from keras_lkca.models import LKCAViT, ViT
+from keras_lkca.ops.backend import version
+from keras_lkca.training import callbacks, report
+from keras_lkca.training.recipe import Recipe
 
-OUTPUTS = ("model.keras", "metrics.json", "curves.png")
 MODELS = {"lkca": (LKCAViT, "lkca_vit_tiny"), "vit": (ViT, "vit_tiny")}
+SELECT = ("validation", "test")
+# What a folder given as dataset holds out for the test, if it has no test/ of its own.
+TEST_SHARE = 0.2
 
 
 def train(
-    dataset: str,
+    dataset: str | None = None,
     model: str = "lkca",
     preset: str | None = None,
-    epochs: int = 100,
-    batch_size: int = 128,
-    data_dir=None,
+    recipe: Recipe | None = None,
     output=None,
+    resume: bool = False,
+    data_dir=None,
     seed: int = 0,
+    fraction: float = 1.0,
+    validation_split: float = 0.1,
+    select: str = "validation",
+    model_options: dict | None = None,
+    image_size=None,
+    on_error: str = "raise",
+    pipeline: str | None = None,
+    dtype: str | None = None,
+    jit_compile: bool | None = None,
+    tensorboard: bool = False,
     steps_per_epoch: int | None = None,
 ) -> dict:
-    """Train a preset on a dataset and write down what came of it.
+    """Train a preset on a dataset and keep everything that came of it.
 
-    AdamW with weight decay 0.05, a linear warm-up over the first tenth of the steps
-    to 1e-3 and a cosine to 1e-6, label smoothing 0.1, stochastic depth 0.1, random
-    shifts and, except for digits, flips.
+    A share of the training images, drawn class by class, validates every epoch and
+    chooses the best one. The test images are read once, at the end.
 
-    Writes `model.keras`, `metrics.json` and `curves.png` into `output`. The metrics
-    are those of the last epoch; the test images choose nothing.
+    Writes into `output`: `config.json` (all that repeats the run), `history.csv`,
+    `best.keras` and `last.keras` after every epoch; `metrics.json`, `curves.png` and
+    `confusion.png` at the end. Each is written whole or not at all.
 
     Args:
-        dataset: A name of `keras_lkca.data.DATASETS`.
+        dataset: A name of `keras_lkca.data.DATASETS`, or a folder of class folders of
+            images. A folder that holds folders `train` and `test` has its split; of
+            another a fifth is held out for the test, the same whatever the seed.
         model: `"lkca"`, or `"vit"` for the softmax-attention baseline.
         preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_vit_tiny`
             or `vit_tiny`.
-        epochs: Positive integer.
-        batch_size: Positive integer.
-        data_dir: Folder that holds the dataset, see `keras_lkca.data.load`.
+        recipe: Defaults to `Recipe.paper()`.
         output: Folder to write to. Defaults to a new one below `runs/`.
-        seed: Integer, seed of weights, order and augmentation.
-        steps_per_epoch: Positive integer, to end epochs early; `None` for whole
-            ones.
+        resume: Whether to continue the run in `output` after its last whole epoch.
+            It ends with the weights that it would have had without a break.
+            Arguments that are left out are the run's.
+        data_dir: Folder that holds the dataset, see `keras_lkca.data.load`.
+        seed: Non-negative integer, seed of weights, splits, order and augmentation.
+        fraction: Float in (0, 1], the share of the training images to use, drawn
+            class by class with `seed`.
+        validation_split: Float in (0, 1), the share of these that validates.
+        select: `"validation"`; or `"test"` to train on all of them and choose the best
+            epoch by the test images, as many papers report, which flatters.
+        model_options: Arguments of the model that override the preset's, such as
+            `{"num_kernels": 4, "patch_size": 2}`.
+        image_size: The (height, width), or one integer, that a folder's images are
+            resized to. Defaults to 64.
+        on_error: `"raise"` or `"skip"`, for a folder's files that cannot be decoded.
+        pipeline: Where the augmentation runs, see `keras_lkca.data.training_batches`.
+            Defaults to `"tf.data"` under TensorFlow, and else to `"arrays"`.
+        dtype: Name of a dtype policy, such as `"mixed_bfloat16"`. Defaults to Keras's
+            setting.
+        jit_compile: As for `keras.Model.compile`; `None` for Keras's choice.
+        tensorboard: Whether to log into `output/tensorboard`. Needs TensorFlow.
+        steps_per_epoch: Positive integer, to end epochs early; `None` for
+            `recipe.passes_per_epoch` passes.
 
     Returns:
         What `metrics.json` holds.
 
     Raises:
-        ValueError: If an argument is not as above, or `output` holds a run.
+        ValueError: If an argument is not as above, `output` holds another run, or, to
+            resume, none or one that differs.
         FileNotFoundError: If the dataset is not there, see `keras_lkca.data.load`.
-        ImportError: If TensorFlow (for the data) or matplotlib is missing.
+        FloatingPointError: If the loss becomes NaN or infinite; the files of the last
+            epoch before are kept.
+        ImportError: If a package that it needs is missing.
 
     Example:
 
     ```python
-    metrics = train("cifar100", preset="lkca_vit_05m", epochs=3)
-    print(metrics["test_accuracy"])
+    metrics = train("cifar100", preset="lkca_vit_05m", recipe=Recipe.quick(epochs=3))
+    print(metrics["best"]["test_accuracy"])
     ```
     """
-    return _fit(
-        *_prepare(
-            dataset,
-            *(model, preset, epochs, batch_size),
-            *(data_dir, output, seed, steps_per_epoch),
-        )
-    )
+    return run(prepare(**locals()))
 
 
-def _prepare(
-    dataset, model, preset, epochs, batch_size, data_dir, output, seed, steps_per_epoch
-):
-    """Check every argument and find the data before anything is computed.
-
-    Returns:
-        The network, the two pipelines, the output folder, and what describes the run.
-    """
-    if model not in MODELS:
-        raise ValueError(
-            f"`model` must be one of {sorted(MODELS)}. Received: model={model!r}"
-        )
-    check_positive_int("epochs", epochs)
-    check_positive_int("batch_size", batch_size)
-    if steps_per_epoch is not None:
-        check_positive_int("steps_per_epoch", steps_per_epoch)
-    require("matplotlib", "plot")
-    model_class, default_preset = MODELS[model]
-    preset = preset or default_preset
-    # The network first: a wrong name ends the run before it writes or downloads.
-    facts = data.describe(dataset)
-    keras.utils.set_random_seed(seed)
-    network = model_class.from_preset(
-        preset,
-        input_shape=facts.input_shape,
-        num_classes=facts.num_classes,
-        image_mean=facts.mean,
-        image_std=facts.std,
-    )
-    training = data.training_pipeline(
-        data.load(dataset, "train", data_dir),
-        batch_size,
-        facts.num_classes,
-        seed=seed,
-        flip=facts.flip,
-    )
-    test = data.evaluation_pipeline(
-        data.load(dataset, "test", data_dir), batch_size, facts.num_classes
-    )
-    steps = steps_per_epoch or len(training)
-    training = training.repeat()
-    output = _new_folder(output, f"{dataset}-{preset}-{keras.config.backend()}")
-
-    network.compile(
-        optimizer=_optimizer(steps * epochs),
-        loss=keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=0.1
-        ),
-        metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(5, name="top5")],
-    )
-    run = {
-        "dataset": dataset,
-        "preset": preset,
-        "parameters": network.count_params(),
-        "epochs": epochs,
-        "steps_per_epoch": steps,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    return network, training, test, output, run
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(train).parameters.items()
+}
 
 
-def _fit(network, training, test, output, run):
-    """Fit, evaluate, and write down what came of it."""
-    name, epochs = run["preset"], run["epochs"]
-    print(
-        f"{name}: {run['parameters']:,} parameters, "
-        f"{run['steps_per_epoch']} steps an epoch"
-    )
-    started = time.perf_counter()
-    history = network.fit(
-        training,
-        validation_data=test,
-        epochs=epochs,
-        steps_per_epoch=run["steps_per_epoch"],
-        shuffle=False,  # the pipeline does
-    ).history
-    seconds = time.perf_counter() - started
-
-    metrics = {
-        **run,
-        "train_loss": history["loss"][-1],
-        "test_loss": history["val_loss"][-1],
-        "test_accuracy": history["val_accuracy"][-1],
-        "test_top5_accuracy": history["val_top5"][-1],
-        "fit_seconds": round(seconds, 1),
-        "history": history,
-        **_conditions(),
-    }
-    with atomic(output / "model.keras") as path:
-        network.save(path)
-    with atomic(output / "metrics.json") as path:
-        # A run that diverged holds NaN, for which JSON has no word.
-        text = re.sub(r"-?\b(NaN|Infinity)\b", "null", json.dumps(metrics, indent=2))
-        path.write_text(text + "\n")
-    with atomic(output / "curves.png") as path:
-        _plot(history, f"{name} on {run['dataset']}").savefig(path, dpi=120)
-    print(
-        f"test accuracy {metrics['test_accuracy']:.2%} after {epochs} epochs and "
-        f"{seconds:.0f} s; wrote {output}/model.keras, metrics.json, curves.png"
-    )
-    return metrics
-
-
-def main(dataset: str, description: str, argv=None) -> dict:
-    """Run `train` on a dataset with arguments from the command line.
+def prepare(**given):
+    """Check `train`'s arguments, find the data, build the model; compute nothing yet.
 
     Args:
-        dataset: A name of `keras_lkca.data.DATASETS`.
-        description: What `--help` says.
-        argv: The arguments. Defaults to the command line's.
+        given: Arguments of `train`, its defaults for what is left out.
+
+    Returns:
+        What `run` takes.
+    """
+    given = {**DEFAULTS, **given}
+    output, resume = given.pop("output"), given.pop("resume")
+    given["recipe"] = given["recipe"] and given["recipe"].to_dict()
+    given["data_dir"] = given["data_dir"] and str(given["data_dir"])
+    config = None
+    if resume:
+        config = _read_config(output)
+        given = _merge(given, config["arguments"])
+    _check(given)
+    require("matplotlib", "plot")
+    recipe = Recipe.from_dict(given["recipe"] or {})
+    pipeline = given["pipeline"] or (
+        "tf.data" if keras.config.backend() == "tensorflow" else "arrays"
+    )
+    if given["tensorboard"] or pipeline == "tf.data":
+        require("tensorflow", "data")
+    model_class, default = MODELS[given["model"]]
+    preset = given["preset"] or default
+    train, test, facts = load_split(given)
+    train, validation = _validation(train, test, given)
+    if recipe.batch_size > len(train[0]):
+        raise ValueError(
+            "`batch_size` must not be above the number of training images. "
+            f"Received: batch_size={recipe.batch_size} for {len(train[0])} images"
+        )
+    keras.utils.set_random_seed(given["seed"])
+    options = {
+        "drop_path_rate": recipe.drop_path_rate,
+        **(given["model_options"] or {}),
+    }
+    if given["dtype"]:
+        options["dtype"] = given["dtype"]
+    network = model_class.from_preset(
+        preset,
+        **{
+            "input_shape": facts.input_shape,
+            "num_classes": facts.num_classes,
+            "image_mean": facts.mean,
+            "image_std": facts.std,
+            **options,
+        },
+    )
+    steps = given["steps_per_epoch"] or max(
+        recipe.passes_per_epoch * len(train[0]) // recipe.batch_size, 1
+    )
+    jit = "auto" if given["jit_compile"] is None else given["jit_compile"]
+    recipe.compile(network, steps * recipe.epochs, jit)
+    name = f"{pathlib.Path(given['dataset']).name}-{preset}-{keras.config.backend()}"
+    folder = pathlib.Path(output).expanduser() if resume else _new_folder(output, name)
+    if config is None:
+        config = {
+            "arguments": {**given, "recipe": recipe.to_dict()},
+            "command": shlex.join(sys.argv),
+            "preset": preset,
+            "pipeline": pipeline,
+            "parameters": network.count_params(),
+            "steps_per_epoch": steps,
+            "images": {
+                "train": len(train[0]),
+                "validation": len(validation[0]) if validation is not test else 0,
+                "test": len(test[0]),
+            },
+            **conditions(network),
+        }
+        _write_json(folder / "config.json", config)
+    return {
+        **{"network": network, "recipe": recipe, "config": config, "folder": folder},
+        **{"train": train, "validation": validation, "test": test, "facts": facts},
+    }
+
+
+def run(setup):
+    """Fit what is left to fit, evaluate, and write down what came of it.
+
+    Args:
+        setup: What `prepare` returned.
 
     Returns:
         What `train` returns.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    network, recipe, folder = setup["network"], setup["recipe"], setup["folder"]
+    config, facts = setup["config"], setup["facts"]
+    arguments, steps = config["arguments"], config["steps_per_epoch"]
+    if (folder / "metrics.json").exists():
+        print(f"the run in {folder} is complete")
+        return json.loads((folder / "metrics.json").read_text())
+    rows = callbacks.read_history(folder / "history.csv")
+    rows = rows[: _restore(network, recipe, folder / "last.keras") // steps]
+    print(
+        f"{config['preset']}: {config['parameters']:,} parameters, "
+        f"{config['images']['train']:,} images, {steps} steps an epoch"
+        + (f", resumed after epoch {len(rows)}" if rows else "")
     )
-    add = parser.add_argument
-    add("--model", choices=sorted(MODELS), default="lkca", help="default: lkca")
-    add("--preset", help="default: lkca_vit_tiny, or vit_tiny with --model vit")
-    add("--epochs", type=int, default=100, help="default: 100")
-    add("--batch-size", type=int, default=128, help="default: 128")
-    add("--data-dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
-    add("--output", help="default: a new folder below runs/")
-    add("--seed", type=int, default=0, help="default: 0")
-    add("--steps-per-epoch", type=int, help="default: the whole training set")
+    extra = []
+    if arguments["tensorboard"]:
+        extra.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
+    images, labels = setup["validation"]
+    if len(rows) < recipe.epochs:
+        try:
+            network.fit(
+                data.training_batches(
+                    *setup["train"],
+                    recipe.batch_size,
+                    facts.num_classes,
+                    recipe.augmentation(facts.flip, facts.mean),
+                    seed=arguments["seed"],
+                    first_step=len(rows) * steps,
+                    pipeline=config["pipeline"],
+                ),
+                validation_data=(
+                    images,
+                    keras.utils.to_categorical(labels, facts.num_classes),
+                ),
+                validation_batch_size=recipe.batch_size,
+                steps_per_epoch=steps,
+                initial_epoch=len(rows),
+                epochs=recipe.epochs,
+                verbose=0,
+                shuffle=False,  # the batches are
+                callbacks=[
+                    callbacks.SetSeeds(steps),
+                    *recipe.callbacks(),
+                    callbacks.StopWhenDiverged(),
+                    callbacks.Keep(folder, rows),
+                    callbacks.Progress(recipe.batch_size, steps),
+                    *extra,
+                ],
+            )
+        except FloatingPointError as error:
+            kept = (
+                f"{folder} keeps the weights of epoch {len(rows)}, last.keras, and of "
+                f"epoch {callbacks.best_epoch(rows)}, best.keras"
+                if rows
+                else f"no epoch was finished, {folder} keeps no weights"
+            )
+            raise FloatingPointError(
+                f"{error} {kept}. Try a lower learning_rate, a longer warmup, or "
+                "dtype='float32' in place of half precision."
+            ) from error
+    return _finish(setup, rows)
+
+
+def _finish(setup, rows):
+    """Read the test images, for the last and the best epoch."""
+    config, facts, folder = setup["config"], setup["facts"], setup["folder"]
+    on_test = config["arguments"]["select"] == "test"
+    best = callbacks.best_epoch(rows)
+    results, scores = {}, {}
+    for name, epoch in (("last", len(rows)), ("best", best)):
+        if epoch not in scores:
+            trained = keras.models.load_model(folder / f"{name}.keras", compile=False)
+            scores[epoch] = report.evaluate(
+                trained, *setup["test"], config["arguments"]["recipe"]["batch_size"]
+            )
+        results[name] = {"epoch": epoch, **scores[epoch][0]}
+        if not on_test:
+            results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
+    confusion = scores[best][1]
+    names = facts.class_names or tuple(map(str, range(facts.num_classes)))
+    seconds = sum(row["seconds"] for row in rows)
+    arguments = config["arguments"]
+    metrics = {
+        **{key: arguments[key] for key in ("dataset", "model", "seed", "fraction")},
+        **{key: config[key] for key in ("preset", "parameters", "images", "backend")},
+        "epochs": len(rows),
+        "best_epoch_chosen_on": "the test images, which flatters"
+        if on_test
+        else "validation images cut from the training images",
+        **results,
+        "best_per_class_accuracy": report.per_class(confusion, names),
+        "fit_seconds": round(seconds, 1),
+        "images_per_second": round(
+            len(rows)
+            * config["steps_per_epoch"]
+            * arguments["recipe"]["batch_size"]
+            / seconds
+        ),
+        "versions": config["versions"],
+    }
+    title = f"{config['preset']} on {pathlib.Path(arguments['dataset']).name}"
+    with atomic(folder / "curves.png") as path:
+        held_out = "test" if on_test else "validation"
+        report.curves(rows, title, best, held_out).savefig(path, dpi=120)
+    with atomic(folder / "confusion.png") as path:
+        report.confusion_figure(confusion, names, title).savefig(path, dpi=120)
+    _write_json(folder / "metrics.json", metrics)
+    print(
+        f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last epoch, "
+        f"{metrics['best']['test_accuracy']:.2%} after the best, {best}; wrote {folder}"
+    )
+    return metrics
+
+
+def load_split(given):
+    """Load the training images, or a share of them, and the test images."""
+    name, seed = given["dataset"], given["seed"]
+    if name in data.DATASETS:
+        facts = data.describe(name)
+        train = data.load(name, "train", given["data_dir"])
+        test = data.load(name, "test", given["data_dir"])
+    else:
+        train, test, facts = _folder(given)
+    if given["fraction"] < 1:
+        rows, _ = data.split(train[1], given["fraction"], seed)
+        if not len(rows):
+            raise ValueError(
+                f"`fraction` leaves none of the {len(train[1])} training images. "
+                f"Received: fraction={given['fraction']!r}"
+            )
+        train = train[0][rows], train[1][rows]
+    return train, test, facts
+
+
+def _folder(given):
+    folder = pathlib.Path(given["dataset"]).expanduser()
+    if not folder.is_dir():
+        data.describe(given["dataset"])  # neither a name nor a folder
+    arguments = given["image_size"] or 64, given["on_error"]
+    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
+        images, labels, facts = data.from_directory(folder, *arguments)
+        test, train = data.split(labels, TEST_SHARE, seed=0)
+        if not len(test):
+            raise ValueError(
+                f"{folder} holds {len(labels)} images, too few to hold out any for the "
+                "test."
+            )
+        return (images[train], labels[train]), (images[test], labels[test]), facts
+    images, labels, facts = data.from_directory(folder / "train", *arguments)
+    *test, test_facts = data.from_directory(folder / "test", *arguments)
+    if facts.class_names != test_facts.class_names:
+        differ = sorted(set(facts.class_names) ^ set(test_facts.class_names))
+        raise ValueError(
+            f"{folder}/train and {folder}/test must hold the same classes. One of them "
+            f"lacks {differ[:3]}."
+        )
+    return (images, labels), tuple(test), facts
+
+
+def _validation(train, test, given):
+    """Cut the validation images off the training images."""
+    if given["select"] == "test":
+        return train, test
+    images, labels = train
+    rows, others = data.split(labels, given["validation_split"], given["seed"])
+    if not len(rows) or not len(others):
+        raise ValueError(
+            f"`validation_split` must leave images on both sides of {len(labels)}; use "
+            "more of them, or select='test' to do without. Received: "
+            f"validation_split={given['validation_split']!r}"
+        )
+    return (images[others], labels[others]), (images[rows], labels[rows])
+
+
+def _check(given):
+    if given["dataset"] is None:
+        raise ValueError(
+            f"`dataset` must be one of {sorted(data.DATASETS)}, or a folder of class "
+            "folders. Received: dataset=None"
+        )
+    given["dataset"] = str(given["dataset"])
+    for name, choices in (("model", tuple(MODELS)), ("select", SELECT)):
+        if given[name] not in choices:
+            raise ValueError(
+                f"`{name}` must be one of {choices}. Received: {name}={given[name]!r}"
+            )
+    if given["pipeline"] not in (None, *data.PIPELINES):
+        raise ValueError(
+            f"`pipeline` must be one of {data.PIPELINES}. "
+            f"Received: pipeline={given['pipeline']!r}"
+        )
+    if not check_rate("fraction", given["fraction"]):
+        raise ValueError(
+            f"`fraction` must be above 0. Received: fraction={given['fraction']!r}"
+        )
+    share = check_rate("validation_split", given["validation_split"])
+    if given["select"] == "validation" and not 0 < share < 1:
+        raise ValueError(
+            "`validation_split` must lie between 0 and 1, both excluded; select='test' "
+            f"does without. Received: validation_split={share!r}"
+        )
+    seed = given["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"`seed` must be an integer in [0, 2**32). Received: seed={seed!r}"
+        )
+    if given["steps_per_epoch"] is not None:
+        check_positive_int("steps_per_epoch", given["steps_per_epoch"])
+
+
+def _read_config(output):
+    """Read the configuration of the run to resume, and check that it can be."""
+    path = output and pathlib.Path(output).expanduser() / "config.json"
+    if not path or not path.exists():
+        raise ValueError(
+            "`resume` continues the run in `output`, which holds no config.json. "
+            f"Received: output={str(output)!r}"
+        )
     try:
-        setup = _prepare(dataset, **vars(parser.parse_args(argv)))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    return _fit(*setup)
+        config = json.loads(path.read_text())
+        backend, known = config["backend"], set(config["arguments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}).") from error
+    if backend != keras.config.backend():
+        raise ValueError(
+            f"The run in {output} was started under {backend}, whose random numbers "
+            "others do not draw: resume it with KERAS_BACKEND="
+            f"{backend}. Received: the backend {keras.config.backend()}"
+        )
+    if known != set(DEFAULTS) - {"output", "resume"}:
+        raise ValueError(
+            f"{path} is of another version of keras_lkca: its arguments differ in "
+            f"{sorted(known ^ set(DEFAULTS) - {'output', 'resume'})}."
+        )
+    return config
 
 
-def _optimizer(steps):
-    warmup = max(steps // 10, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=1e-3 / warmup,  # the first step moves too
-        warmup_target=1e-3,
-        warmup_steps=warmup,
-        decay_steps=max(steps - warmup, 1),
-        alpha=1e-3,  # a fraction of the target: ends at 1e-6
-    )
-    return keras.optimizers.AdamW(schedule, weight_decay=0.05)
+def _merge(given, saved):
+    """Take the run's arguments, and refuse others."""
+    saved = {**saved, "data_dir": given.pop("data_dir") or saved["data_dir"]}
+    for name, value in given.items():
+        kept = saved[name]
+        value = list(value) if isinstance(value, tuple) else value
+        if value != DEFAULTS[name] and value != kept:
+            raise ValueError(
+                f"`{name}` of the run to resume is {kept!r}; leave it out, or start "
+                f"another run. Received: {name}={value!r}"
+            )
+    return saved
+
+
+def _restore(network, recipe, path):
+    """Load weights, optimizer and average; return the number of steps done."""
+    if not path.exists():
+        return 0
+    network.optimizer.build(network.trainable_variables)
+    try:
+        network.load_weights(path)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no state of this run's model ({type(error).__name__}: {error})."
+        ) from error
+    # The file holds the average as the model's weights, and the weights in its place:
+    # what Keras's callback exchanges.
+    for callback in recipe.callbacks():
+        callback.set_model(network)
+        callback.on_test_begin()
+    return int(network.optimizer.iterations)
 
 
 def _new_folder(output, name):
@@ -228,10 +479,10 @@ def _new_folder(output, name):
     if output is None:
         output = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     output = pathlib.Path(output).expanduser()
-    if any((output / name).exists() for name in OUTPUTS):
+    if (output / "config.json").exists() or list(output.glob("*.keras")):
         raise ValueError(
-            "`output` holds a run already; choose another folder or remove it. "
-            f"Received: output={str(output)!r}"
+            "`output` holds a run already; resume it, choose another folder or remove "
+            f"it. Received: output={str(output)!r}"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -246,32 +497,21 @@ def _new_folder(output, name):
     return output
 
 
-def _conditions():
-    backend = keras.config.backend()
+def _write_json(path, values):
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def conditions(network=None):
+    """Return the backend, the dtype and the versions of a run."""
+    policy = network.dtype_policy if network else keras.config.dtype_policy()
     return {
-        "backend": backend,
-        "dtype": keras.config.dtype_policy().name,
+        "backend": keras.config.backend(),
+        "dtype": policy.name,
         "versions": {
             "python": platform.python_version(),
             "keras": keras.version(),
             "numpy": np.__version__,
-            backend: require(backend, backend).__version__,
+            keras.config.backend(): version(),
         },
     }
-
-
-def _plot(history, title):
-    """Draw loss and accuracy over the epochs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    figure.suptitle(title)
-    epochs = np.arange(1, len(history["loss"]) + 1)
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for prefix, name in (("", "training"), ("val_", "test")):
-            axes.plot(epochs, history[prefix + key], marker="o", ms=3, label=name)
-        axes.set(xlabel="epoch", ylabel=key)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure

@@ -1,0 +1,287 @@
+"""Random changes of the training images: one definition, in `tf.data` or on a device.
+
+Keras's preprocessing layers do the work. They are called by their two halves,
+`get_random_transformation` and `transform_images`, with seeds that are passed in
+instead of kept: the same batch and the same seed give the same result in any order,
+in any thread and after a restart.
+"""
+
+import warnings
+
+import keras
+import numpy as np
+
+from keras_lkca.layers.checks import check_rate
+
+
+class Augmentation:
+    """Change a batch of images at random, and their labels where images are mixed.
+
+    In this order: shift and mirror; RandAugment's operations; erase a rectangle; mix
+    pairs of images by MixUp or CutMix.
+
+    It is a pure function of its arguments. It can be mapped over a `tf.data.Dataset`
+    of batches, whatever the backend, or called on tensors of the active backend, also
+    within `jax.jit` or `tf.function`.
+
+    Args:
+        flip: Whether to mirror half of the images.
+        crop_padding: Non-negative integer, pixels by which each image is shifted at
+            most, each way, black moving in.
+        rand_augment: Non-negative integer, number of operations on each image.
+        rand_augment_magnitude: Float in [0, 1], their strength.
+        erase_probability: Float in [0, 1], share of the images to erase a part of.
+        erase_area: Float in [0, 1], the largest part, of the image's area.
+        mix_probability: Float in [0, 1], share of the batches to mix.
+        mixup_alpha: Parameter of MixUp's Beta distribution; 0 for CutMix alone.
+        cutmix_alpha: Parameter of CutMix's Beta distribution, in [0, 1]; 0 for MixUp
+            alone.
+        mean: Mean of each channel, images scaled to [0, 1], which fills what is
+            erased.
+
+    Call arguments:
+        images: Tensor `(batch, height, width, channels)` in [0, 255] of any dtype, the
+            batch's size static.
+        labels: Float tensor `(batch, num_classes)`, one-hot.
+        seed: Pair of integers, different for every batch.
+
+    Returns:
+        float32 images and labels of the same shapes, in another order.
+
+    Raises:
+        ValueError: If an argument is not as above, or the batch's size is unknown.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import data
+    >>> augment = data.Augmentation(crop_padding=1, mix_probability=1.0)
+    >>> images, labels = np.zeros((4, 8, 8, 3), "uint8"), np.eye(4, dtype="float32")
+    >>> images, labels = augment(images, labels, (0, 1))
+    >>> tuple(images.shape), tuple(labels.shape)
+    ((4, 8, 8, 3), (4, 4))
+
+    References:
+        RandAugment arXiv 1909.13719, random erasing 1708.04896, MixUp 1710.09412,
+        CutMix 1905.04899.
+    """
+
+    def __init__(
+        self,
+        flip: bool = True,
+        crop_padding: int = 4,
+        rand_augment: int = 0,
+        rand_augment_magnitude: float = 0.5,
+        erase_probability: float = 0.0,
+        erase_area: float = 0.4,
+        mix_probability: float = 0.0,
+        mixup_alpha: float = 1.0,
+        cutmix_alpha: float = 1.0,
+        mean=(0.0,),
+    ):
+        for name, value in (
+            ("crop_padding", crop_padding),
+            ("rand_augment", rand_augment),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(
+                    f"`{name}` must be a non-negative integer. "
+                    f"Received: {name}={value!r}"
+                )
+        self.flip = flip
+        self.crop_padding = crop_padding
+        self.rand_augment = rand_augment
+        magnitude = check_rate("rand_augment_magnitude", rand_augment_magnitude)
+        self.operations = rand_augment_operations(magnitude) if rand_augment else []
+        self.erasing = self.mixup = self.cutmix = None
+        area = check_rate("erase_area", erase_area)
+        self.fill = 255 * np.asarray(mean, "float32")
+        if rate := check_rate("erase_probability", erase_probability):
+            self.erasing = keras.layers.RandomErasing(
+                factor=(rate, rate), scale=(min(0.02, area), area), fill_value=0.0
+            )
+        self.mix_probability = check_rate("mix_probability", mix_probability)
+        if mix_probability and mixup_alpha > 0:
+            self.mixup = keras.layers.MixUp(alpha=mixup_alpha)
+        if mix_probability and cutmix_alpha > 0:
+            self.cutmix = keras.layers.CutMix(factor=(cutmix_alpha, cutmix_alpha))
+        # Keras's layers carry a backend that follows where they run.
+        self._probe = keras.layers.RandomFlip("horizontal")
+
+    def __call__(self, images, labels, seed):
+        """Return the changed images and labels."""
+        layers = [self._probe, *self.operations, self.erasing, self.mixup, self.cutmix]
+        layers = [layer for layer in layers if layer is not None]
+        backend = self._probe.backend
+        # A tensor of TensorFlow's, in a pipeline of another backend.
+        foreign = keras.config.backend() != "tensorflow" and type(
+            images
+        ).__module__.startswith("tensorflow")
+        try:
+            if foreign:
+                for layer in layers:
+                    layer.backend.set_backend("tensorflow")
+            images = backend.cast(backend.convert_to_tensor(images), "float32")
+            labels = backend.cast(backend.convert_to_tensor(labels), "float32")
+            return self._augment(backend, images, labels, _Seeds(backend, seed))
+        finally:
+            if foreign:
+                for layer in layers:
+                    layer.backend.reset()
+
+    def _augment(self, backend, images, labels, seeds):
+        if images.shape[0] is None:
+            raise ValueError(
+                "`images` must be a batch of static size: batch with "
+                f"`drop_remainder=True`. Received: images.shape={images.shape}"
+            )
+        if self.flip or self.crop_padding:
+            images = shift_and_flip(
+                backend, images, seeds, self.crop_padding, self.flip
+            )
+        for _ in range(self.rand_augment):
+            images, labels = self._one_operation_each(backend, images, labels, seeds)
+        if self.erasing:
+            changes = self.erasing.get_random_transformation(images, True, seed=seeds)
+            # The layer takes a number, and a color under two of the backends only.
+            changes["fill_value"] = backend.convert_to_tensor(self.fill)
+            images = self.erasing.transform_images(images, changes, True)
+        if self.mixup or self.cutmix:
+            images, labels = self._mix(backend, images, labels, seeds)
+        return images, labels
+
+    def _one_operation_each(self, backend, images, labels, seeds):
+        """Shuffle the batch, and give each of its parts one of the operations.
+
+        Keras's RandAugment computes every operation on every image, to keep two of
+        them, the same for the whole batch.
+        """
+        count = images.shape[0]
+        order = backend.random.shuffle(backend.numpy.arange(count), seed=seeds)
+        images = backend.numpy.take(images, order, axis=0)
+        labels = backend.numpy.take(labels, order, axis=0)
+        # Which operations get one image more changes too, where parts are uneven.
+        bounds = np.linspace(0, count, len(self.operations) + 1).round().astype(int)
+        parts = [
+            _apply(layer, images[start:stop], seeds) if layer else images[start:stop]
+            for layer, start, stop in zip(
+                self.operations, bounds, bounds[1:], strict=False
+            )
+            if start < stop
+        ]
+        return backend.numpy.concatenate(parts), labels
+
+    def _mix(self, backend, images, labels, seeds):
+        """Mix all pairs of the batch, or none."""
+        draws = backend.random.uniform((2,), seed=seeds)
+        results = []
+        for layer in (self.mixup, self.cutmix):
+            if layer is None:
+                continue
+            with warnings.catch_warnings():
+                # MixUp asks JAX for 64-bit integers and gets 32.
+                warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+                changes = layer.get_random_transformation(images, True, seed=seeds)
+            if layer is self.cutmix:
+                # The part that was cut, counted in pixels: the layer's own figure is
+                # that of a box with fractional edges.
+                mask = backend.cast(changes["batch_masks"], "float32")
+                changes["mix_weight"] = 1 - backend.numpy.mean(mask, axis=(1, 2, 3))
+            results.append(
+                (
+                    layer.transform_images(images, changes, True),
+                    layer.transform_labels(labels, changes, True),
+                )
+            )
+        mixed = results[0]
+        if len(results) == 2:
+            mixed = _where(backend, draws[1] < 0.5, results[0], results[1])
+        return _where(backend, draws[0] < self.mix_probability, mixed, (images, labels))
+
+
+def shift_and_flip(backend, images, seeds, padding, flip):
+    """Shift each image by up to `padding` pixels each way, and mirror half of them.
+
+    Keras's RandomCrop crops a whole batch alike. Here rows, then columns are picked
+    by a product with a matrix of zeros and ones for each image.
+    """
+    count, height, width = images.shape[:3]
+
+    def picks(size, mirrored):
+        offsets = backend.random.randint(
+            (count, 1, 1), -padding, padding + 1, dtype="int32", seed=seeds
+        )
+        sources = backend.numpy.arange(size, dtype="int32")
+        targets = backend.numpy.reshape(sources, (1, size, 1))
+        if mirrored is not None:
+            targets = backend.numpy.where(mirrored, size - 1 - targets, targets)
+        return backend.cast(targets + offsets == sources, images.dtype)
+
+    rows = picks(height, None)
+    mirrored = backend.random.uniform((count, 1, 1), seed=seeds) < 0.5 if flip else None
+    columns = picks(width, mirrored)
+    images = backend.numpy.einsum("bij,bjkc->bikc", rows, images)
+    return backend.numpy.einsum("blk,bikc->bilc", columns, images)
+
+
+def rand_augment_operations(magnitude):
+    """Return RandAugment's operations as Keras's layers, `None` for the identity.
+
+    Args:
+        magnitude: Float in [0, 1].
+
+    Example:
+
+    >>> from keras_lkca.data.augment import rand_augment_operations
+    >>> len(rand_augment_operations(0.5))
+    14
+    """
+    layers = keras.layers
+    values = {"value_range": (0, 255)}
+    moved = {"fill_mode": "constant", "fill_value": 127.5}
+    none = (0.0, 0.0)
+    shear = (0.0, 0.3 * magnitude)
+    return [
+        None,
+        layers.AutoContrast(**values),
+        layers.Equalization(**values),
+        layers.Solarization(addition_factor=0.0, threshold_factor=magnitude, **values),
+        layers.RandomPosterization(8 - round(4 * magnitude), **values),
+        layers.RandomColorDegeneration(magnitude, **values),
+        layers.RandomContrast(magnitude, **values),
+        layers.RandomBrightness(magnitude, **values),
+        layers.RandomSharpness(magnitude, **values),
+        layers.RandomRotation(magnitude / 12, **moved),
+        layers.RandomShear(x_factor=shear, y_factor=none, **moved),
+        layers.RandomShear(x_factor=none, y_factor=shear, **moved),
+        layers.RandomTranslation(0.0, 0.3 * magnitude, **moved),
+        layers.RandomTranslation(0.3 * magnitude, 0.0, **moved),
+    ]
+
+
+def _apply(layer, images, seeds):
+    changes = layer.get_random_transformation(images, training=True, seed=seeds)
+    return layer.transform_images(images, changes, training=True)
+
+
+def _where(backend, condition, ours, others):
+    return tuple(
+        backend.numpy.where(condition, a, b) for a, b in zip(ours, others, strict=True)
+    )
+
+
+class _Seeds(keras.random.SeedGenerator):
+    """Seeds that follow from one pair by counting, without a variable."""
+
+    def __init__(self, backend, pair):
+        if backend.name == "torch":
+            # Its generators take Python's integers: off the device, one by one.
+            self.dtype, self.pair = "int64", np.asarray(pair, "int64")
+        else:
+            self.dtype = backend.random_seed_dtype()
+            self.pair = backend.cast(backend.convert_to_tensor(pair), self.dtype)
+        self.drawn = 0
+
+    def next(self, ordered=True):
+        self.drawn += 1
+        return self.pair + np.array([0, self.drawn], self.dtype)

@@ -1,0 +1,212 @@
+"""What a run does besides learning: show, check and keep."""
+
+import csv
+import math
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+
+from keras_lkca.files import atomic
+
+
+class Progress(keras.callbacks.Callback):
+    """Show a line of loss, accuracy, images a second and the time left.
+
+    The line is rewritten in place on a terminal, and written once an epoch elsewhere.
+
+    Args:
+        batch_size: Images a step.
+        steps: Steps an epoch.
+        stream: Where to write. Defaults to standard output.
+
+    Example:
+
+    ```python
+    model.fit(x, y, batch_size=50, verbose=0, callbacks=[Progress(50, 28)])
+    ```
+    """
+
+    # Keras may call it from a thread of its own instead of waiting for every step.
+    async_safe = True
+
+    def __init__(self, batch_size: int, steps: int, stream=None):
+        super().__init__()
+        self.batch_size, self.steps = batch_size, steps
+        self.stream = stream or sys.stdout
+        self._shown = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the watch."""
+        now = time.perf_counter()
+        if not hasattr(self, "_started"):
+            self._started, self._first = now, epoch
+        self._epoch, self._epoch_started = epoch, now
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Rewrite the line, twice a second at most."""
+        now = time.perf_counter()
+        if not self.stream.isatty() or now - self._shown < 0.5:
+            return
+        self._shown = now
+        self._write(batch + 1, logs or {}, end="")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the line of the epoch."""
+        self._write(self.steps, logs or {}, end="\n")
+
+    def _write(self, step, logs, end):
+        now = time.perf_counter()
+        done = (self._epoch - self._first) * self.steps + step
+        left = (self.params["epochs"] - self._first) * self.steps - done
+        seconds = (now - self._started) * left / done
+        rate = step * self.batch_size / (now - self._epoch_started)
+        parts = [f"epoch {self._epoch + 1}/{self.params['epochs']}"]
+        if not end:
+            parts.append(f"step {step}/{self.steps}")
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            if name in logs:
+                parts.append(f"{name} {logs[name]:.4f}")
+        parts += [f"{rate:,.0f} images/s", f"{_duration(seconds)} left"]
+        clear = "\r\033[K" if self.stream.isatty() else ""
+        print(clear + "  ".join(parts), end=end, file=self.stream, flush=True)
+
+
+class StopWhenDiverged(keras.callbacks.Callback):
+    """Stop the training as soon as the loss is NaN or infinite.
+
+    Raises:
+        FloatingPointError: At the end of that epoch, before anything is kept of it.
+    """
+
+    async_safe = True
+    diverged = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remember where the training is."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Look at the loss, the mean of the epoch's so far."""
+        self._check((logs or {}).get("loss"), f"step {batch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look at the epoch's loss, before anything is kept of it."""
+        self._check((logs or {}).get("loss"), "its end")
+        if self.diverged:
+            raise FloatingPointError(self.diverged)
+
+    def _check(self, loss, where):
+        if loss is None or math.isfinite(loss):
+            return
+        if not self.diverged:
+            self.diverged = (
+                f"The loss became {loss} in epoch {self._epoch + 1} at {where}."
+            )
+        self.model.stop_training = True
+
+
+class Keep(keras.callbacks.Callback):
+    """Write the history, the last and the best model after every epoch.
+
+    Each file is replaced in one step, the last model at the very end: what it says of
+    the number of steps done is true of the others too.
+
+    Args:
+        folder: Where to write.
+        rows: The history so far, a dictionary an epoch.
+        monitor: Name of the figure of which the highest is the best, earliest first.
+
+    Example:
+
+    ```python
+    model.fit(x, y, validation_split=0.1, callbacks=[Keep("runs/first", [])])
+    ```
+    """
+
+    def __init__(self, folder, rows, monitor="val_accuracy"):
+        super().__init__()
+        self.folder, self.rows = pathlib.Path(folder), rows
+        self.monitor = monitor
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the watch."""
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write everything."""
+        row = {"epoch": epoch + 1}
+        row |= {name: float(value) for name, value in (logs or {}).items()}
+        row["learning_rate"] = float(
+            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        )
+        row["seconds"] = round(time.perf_counter() - self._started, 3)
+        self.rows.append(row)
+        write_history(self.folder / "history.csv", self.rows)
+        if best_epoch(self.rows, self.monitor) == epoch + 1:
+            with atomic(self.folder / "best.keras") as path:
+                self.model.save(path)
+        with atomic(self.folder / "last.keras") as path:
+            self.model.save(path)
+
+
+class SetSeeds(keras.callbacks.Callback):
+    """Give stochastic depth and dropout the seeds of the epoch that begins.
+
+    Their layers count the steps in a variable that no file keeps; it is the number of
+    steps done.
+
+    Args:
+        steps: Steps an epoch.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Set the counts."""
+        for variable in self.model.variables:
+            if variable.name == "seed_generator_state":
+                first = int(keras.ops.convert_to_numpy(variable)[0])
+                variable.assign(np.array([first, epoch * self.steps]))
+
+
+def best_epoch(rows, monitor="val_accuracy"):
+    """Return the number of the first epoch with the highest figure, from 1 on.
+
+    Example:
+
+    >>> from keras_lkca.training.callbacks import best_epoch
+    >>> best_epoch([{"val_accuracy": 0.2}, {"val_accuracy": 0.4}])
+    2
+    """
+    return 1 + int(np.argmax([row[monitor] for row in rows]))
+
+
+def write_history(path, rows):
+    """Write one line an epoch."""
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_history(path):
+    """Read what `write_history` wrote; nothing where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [
+            {name: float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def _duration(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

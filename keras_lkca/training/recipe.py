@@ -1,0 +1,314 @@
+"""How a model is trained, as one set of numbers."""
+
+import dataclasses
+import json
+import numbers
+
+import keras
+
+from keras_lkca.data.augment import Augmentation
+from keras_lkca.layers.checks import check_positive_int, check_rate
+
+_RATES = (
+    *("warmup", "label_smoothing", "drop_path_rate"),
+    *("rand_augment_magnitude", "erase_probability", "erase_area", "mix_probability"),
+)
+_AMOUNTS = (
+    *("learning_rate", "final_learning_rate", "weight_decay"),
+    *("mixup_alpha", "cutmix_alpha"),
+)
+_COUNTS = ("epochs", "passes_per_epoch", "batch_size")
+_COUNTS_FROM_ZERO = ("crop_padding", "rand_augment")
+# Of the position embedding and of the class token.
+_SPARED = ("embeddings", "token")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters of a training run.
+
+    The defaults are the paper's; `Recipe.paper()` and `Recipe.quick()` say so by
+    name, and take changes.
+
+    Attributes:
+        epochs: Number of epochs, after each of which the model is validated.
+        passes_per_epoch: Number of times an epoch goes through the training images.
+        batch_size: Images a step.
+        learning_rate: Highest learning rate, at the end of the warm-up.
+        final_learning_rate: Learning rate at the end, where the cosine leads.
+        warmup: Share of the steps over which the learning rate rises linearly.
+        weight_decay: AdamW's decoupled weight decay.
+        decay_everything: Whether to decay also biases, the scales and offsets of
+            normalisation, position embeddings and the class token, which are spared
+            otherwise.
+        label_smoothing: Share of each label that is spread over all classes.
+        drop_path_rate: Rate of stochastic depth in the last block.
+        ema_momentum: Momentum of an exponential moving average of the weights, which
+            is then what is validated and saved; `None` for none.
+        flip: Whether to mirror half of the images. A dataset whose mirrored images
+            are of other classes is never mirrored.
+        crop_padding: Pixels by which images are shifted at most, each way.
+        rand_augment: Number of RandAugment's operations on each image; 0 for none.
+        rand_augment_magnitude: Their strength in [0, 1].
+        erase_probability: Share of the images of which a rectangle is erased.
+        erase_area: Largest share of the image that is erased.
+        mix_probability: Share of the batches that are mixed, by MixUp and CutMix in
+            turn.
+        mixup_alpha: Parameter of MixUp's Beta distribution; 0 for CutMix alone.
+        cutmix_alpha: Parameter of CutMix's Beta distribution, at most 1; 0 for MixUp
+            alone.
+
+    Raises:
+        ValueError: If a value is not of its kind or range.
+
+    Example:
+
+    >>> from keras_lkca.training import Recipe
+    >>> recipe = Recipe.quick(epochs=5)
+    >>> Recipe.from_json(recipe.to_json()) == recipe
+    True
+
+    References:
+        Li et al., arXiv 2401.05738, experiments; AutoAugment is replaced by
+        RandAugment (arXiv 1909.13719), which is among Keras's layers.
+    """
+
+    epochs: int = 100
+    passes_per_epoch: int = 3
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    decay_everything: bool = False
+    label_smoothing: float = 0.1
+    drop_path_rate: float = 0.1
+    ema_momentum: float | None = None
+    flip: bool = True
+    crop_padding: int = 4
+    rand_augment: int = 2
+    rand_augment_magnitude: float = 0.5
+    erase_probability: float = 0.25
+    erase_area: float = 0.4
+    mix_probability: float = 0.5
+    mixup_alpha: float = 1.0
+    cutmix_alpha: float = 1.0
+
+    def __post_init__(self):
+        """Check every field."""
+        for names, least, integral in (
+            (_COUNTS, 1, True),
+            (_COUNTS_FROM_ZERO, 0, True),
+            (_AMOUNTS, 0, False),
+        ):
+            for name in names:
+                _check_number(name, getattr(self, name), least, integral)
+        for name in _RATES:
+            check_rate(name, getattr(self, name))
+        for name in ("flip", "decay_everything"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"`{name}` must be True or False. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        if self.ema_momentum is not None:
+            check_rate("ema_momentum", self.ema_momentum)
+        if self.cutmix_alpha > 1:
+            raise ValueError(
+                "`cutmix_alpha` must be at most 1, which Keras's layer allows. "
+                f"Received: cutmix_alpha={self.cutmix_alpha!r}"
+            )
+        if not 0 < self.learning_rate >= self.final_learning_rate:
+            raise ValueError(
+                "`learning_rate` must be above 0 and `final_learning_rate`. Received: "
+                f"final_learning_rate={self.final_learning_rate!r}, "
+                f"learning_rate={self.learning_rate!r}"
+            )
+
+    @classmethod
+    def paper(cls, **changes):
+        """Return the paper's recipe: 100 epochs of three passes, all augmentation.
+
+        Args:
+            changes: Fields by name.
+        """
+        return cls.from_dict(changes)
+
+    @classmethod
+    def quick(cls, **changes):
+        """Return a recipe for a first look: ten epochs of shifts and flips.
+
+        Args:
+            changes: Fields by name.
+        """
+        light = {
+            "epochs": 10,
+            "passes_per_epoch": 1,
+            "rand_augment": 0,
+            "erase_probability": 0.0,
+            "mix_probability": 0.0,
+            "drop_path_rate": 0.0,
+        }
+        return cls.from_dict({**light, **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict):
+        """Return a recipe of some fields' values, the paper's for the others.
+
+        Args:
+            values: Fields by name.
+
+        Raises:
+            ValueError: If there is no such field, or a value is not of its kind.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f"A recipe has no field {unknown[0]!r}, but {', '.join(known)}. "
+                f"Received: {unknown[0]}={values[unknown[0]]!r}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str):
+        """Return the recipe that `to_json` wrote.
+
+        Args:
+            text: A JSON object; fields that it leaves out are the paper's.
+
+        Raises:
+            ValueError: If it is no JSON object, or as in `from_dict`.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"A recipe must be a JSON object ({error}).") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"A recipe must be a JSON object. Received: {text!r}")
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict:
+        """Return the fields' values by name."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Return the recipe as a JSON object, a line a field."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def schedule(self, total_steps: int):
+        """Return the learning rate: a linear warm-up, then half a cosine.
+
+        Args:
+            total_steps: Positive integer, the steps of the whole run.
+
+        Returns:
+            `keras.optimizers.schedules.CosineDecay`.
+        """
+        total_steps = check_positive_int("total_steps", total_steps)
+        warmup = max(round(self.warmup * total_steps), 1)
+        return keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=self.learning_rate / warmup,  # the first step counts
+            warmup_target=self.learning_rate,
+            warmup_steps=warmup,
+            decay_steps=max(total_steps - warmup, 1),
+            alpha=self.final_learning_rate / self.learning_rate,
+        )
+
+    def optimizer(self, total_steps: int, variables=()):
+        """Return AdamW with the schedule, the decay and the average of the recipe.
+
+        Args:
+            total_steps: Positive integer, the steps of the whole run.
+            variables: The trainable variables, `model.trainable_variables`, of which
+                biases, normalisation and embeddings are spared the decay.
+
+        Returns:
+            `keras.optimizers.AdamW`.
+        """
+        optimizer = keras.optimizers.AdamW(
+            self.schedule(total_steps),
+            weight_decay=self.weight_decay,
+            use_ema=self.ema_momentum is not None,
+            ema_momentum=0.99 if self.ema_momentum is None else self.ema_momentum,
+        )
+        spared = [v for v in variables if _spared(v)]
+        if spared and not self.decay_everything:
+            optimizer.exclude_from_weight_decay(var_list=spared)
+        return optimizer
+
+    def loss(self):
+        """Return the cross-entropy of logits and one-hot or mixed labels."""
+        return keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=self.label_smoothing
+        )
+
+    def compile(self, model, total_steps: int, jit_compile="auto"):
+        """Compile a model with the recipe's optimizer and loss, accuracy and top-5.
+
+        Args:
+            model: A classifier that returns logits.
+            total_steps: Positive integer, the steps of the whole run.
+            jit_compile: As for `keras.Model.compile`.
+
+        Example:
+
+        >>> from keras_lkca import LKCAViT
+        >>> from keras_lkca.training import Recipe
+        >>> model = LKCAViT((8, 8, 1), patch_size=1, embed_dim=16, depth=1)
+        >>> Recipe.quick().compile(model, total_steps=100)
+        """
+        metrics = ["accuracy"]
+        if model.output_shape[-1] > 5:
+            metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
+        model.compile(
+            optimizer=self.optimizer(total_steps, model.trainable_variables),
+            loss=self.loss(),
+            metrics=metrics,
+            jit_compile=jit_compile,
+        )
+
+    def augmentation(self, flip: bool = True, mean=(0.0,)) -> Augmentation:
+        """Return what is done to the training images.
+
+        Args:
+            flip: Whether the dataset's images may be mirrored.
+            mean: Mean of each channel, images scaled to [0, 1], which fills what is
+                erased.
+
+        Returns:
+            `keras_lkca.data.Augmentation`.
+        """
+        return Augmentation(
+            flip=self.flip and flip,
+            crop_padding=self.crop_padding,
+            rand_augment=self.rand_augment,
+            rand_augment_magnitude=self.rand_augment_magnitude,
+            erase_probability=self.erase_probability,
+            erase_area=self.erase_area,
+            mix_probability=self.mix_probability,
+            mixup_alpha=self.mixup_alpha,
+            cutmix_alpha=self.cutmix_alpha,
+            mean=mean,
+        )
+
+    def callbacks(self) -> list:
+        """Return the callbacks that the recipe needs: Keras's for the average."""
+        if self.ema_momentum is None:
+            return []
+        return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+
+
+def _spared(variable):
+    # Biases, and the scales and offsets of normalisation, are vectors.
+    return len(variable.shape) < 2 or variable.name in _SPARED
+
+
+def _check_number(name, value, least, integral):
+    kind = numbers.Integral if integral else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not least <= value < float("inf"):
+        raise ValueError(
+            f"`{name}` must be {'an integer' if integral else 'a number'}, "
+            f"{least} or above. Received: {name}={value!r}"
+        )

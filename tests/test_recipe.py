@@ -1,0 +1,138 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from keras_lkca import LKCAViT, ViT
+from keras_lkca.training import Recipe
+
+
+def test_json_round_trip(tmp_path):
+    recipe = Recipe.paper(epochs=7, ema_momentum=0.99, learning_rate=3e-4)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_json('{"epochs": 7}') == Recipe.paper(epochs=7)
+    assert Recipe.paper() == Recipe()
+
+
+def test_the_papers_recipe():
+    recipe = Recipe.paper()
+    assert (recipe.epochs, recipe.passes_per_epoch, recipe.batch_size) == (100, 3, 128)
+    assert (recipe.learning_rate, recipe.weight_decay) == (1e-3, 0.05)
+    assert (recipe.label_smoothing, recipe.drop_path_rate) == (0.1, 0.1)
+    assert (recipe.erase_probability, recipe.erase_area) == (0.25, 0.4)
+    assert (recipe.mix_probability, recipe.mixup_alpha, recipe.cutmix_alpha) == (
+        *(0.5, 1.0, 1.0),
+    )
+
+
+def test_the_schedule_warms_up_and_anneals():
+    schedule = Recipe.paper().schedule(1000)
+    rates = [float(schedule(step)) for step in (0, 50, 100, 550, 1000)]
+    np.testing.assert_allclose(rates, [1e-5, 5e-4, 1e-3, 5e-4, 1e-6], atol=1e-5)
+    assert rates[0] > 0  # or the first step would be lost
+    for steps in (1, 2, 3):
+        assert np.isfinite(float(Recipe.paper().schedule(steps)(steps)))
+
+
+@pytest.mark.parametrize("model_class", [LKCAViT, ViT])
+@pytest.mark.parametrize("everything", [False, True])
+def test_weight_decay_spares_vectors_and_embeddings(model_class, everything):
+    """Without a gradient and at a learning rate, only the decay changes a weight."""
+    model = (
+        model_class((8, 8, 3), patch_size=2, embed_dim=8, depth=1, num_heads=2)
+        if (model_class is ViT)
+        else model_class((8, 8, 3), patch_size=2, embed_dim=8, depth=1)
+    )
+    recipe = Recipe.paper(decay_everything=everything, warmup=0.0, weight_decay=0.5)
+    optimizer = recipe.optimizer(10, model.trainable_variables)
+    for variable in model.trainable_variables:
+        variable.assign(keras.ops.ones(variable.shape))
+    zeros = [keras.ops.zeros(v.shape) for v in model.trainable_variables]
+    optimizer.apply(zeros, model.trainable_variables)
+    spared = {
+        v.path for v in model.trainable_variables if float(keras.ops.min(v.value)) == 1
+    }
+    kinds = {path.split("/")[-1] for path in spared}
+    if everything:
+        assert not spared
+    else:
+        expected = {"bias", "gamma", "beta", "embeddings"}
+        assert kinds == expected | ({"token"} if model_class is ViT else set())
+        decayed = {v.path.split("/")[-1] for v in model.trainable_variables} - kinds
+        assert decayed == {"kernel"}
+
+
+def test_the_loss_takes_mixed_labels():
+    logits = np.log(np.array([[0.7, 0.2, 0.1]], "float32"))
+    labels = np.array([[0.5, 0.5, 0.0]], "float32")
+    smoothed = labels * 0.7 + 0.1
+    expected = -(smoothed * logits).sum()
+    loss = Recipe.paper(label_smoothing=0.3).loss()(labels, logits)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_compile_counts_top5_above_five_classes():
+    for classes, names in ((5, {"accuracy"}), (6, {"accuracy", "top5"})):
+        model = LKCAViT(
+            (8, 8, 3), num_classes=classes, patch_size=4, embed_dim=8, depth=1
+        )
+        Recipe.quick().compile(model, 10)
+        x = np.zeros((4, 8, 8, 3), "uint8")
+        y = np.eye(classes, dtype="float32")[:4]
+        logs = model.train_on_batch(x, y, return_dict=True)
+        assert set(logs) == {"loss", *names}
+
+
+def test_the_average_is_kerass():
+    assert Recipe.paper().callbacks() == []
+    recipe = Recipe.paper(ema_momentum=0.9)
+    assert isinstance(recipe.callbacks()[0], keras.callbacks.SwapEMAWeights)
+    optimizer = recipe.optimizer(10)
+    assert optimizer.use_ema and optimizer.ema_momentum == 0.9
+    assert not Recipe.paper().optimizer(10).use_ema
+
+
+def test_the_augmentation_is_the_recipes():
+    augmentation = Recipe.paper().augmentation(mean=(0.5, 0.5, 0.5))
+    assert augmentation.flip and augmentation.rand_augment == 2
+    assert augmentation.mixup and augmentation.cutmix and augmentation.erasing
+    assert not Recipe.paper().augmentation(flip=False).flip  # digits
+    light = Recipe.quick().augmentation()
+    assert not (light.mixup or light.cutmix or light.erasing or light.rand_augment)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rat": 1}, "has no field 'learning_rat', but epochs, .*Received"),
+        ({"epochs": 0}, "`epochs` must be an integer, 1 or above.*epochs=0"),
+        ({"epochs": 2.5}, "`epochs` must be an integer"),
+        ({"batch_size": True}, "`batch_size` must be an integer"),
+        ({"crop_padding": -1}, "`crop_padding` must be an integer, 0 or above"),
+        ({"learning_rate": 0}, "`learning_rate` must be above 0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a number"),
+        ({"final_learning_rate": 1}, "above 0 and `final_learning_rate`"),
+        ({"weight_decay": "0.1"}, "`weight_decay` must be a number"),
+        ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),
+        ({"ema_momentum": 2}, "`ema_momentum` must lie in"),
+        ({"flip": 1}, "`flip` must be True or False"),
+        ({"cutmix_alpha": 2}, "`cutmix_alpha` must be at most 1"),
+    ],
+)
+def test_bad_fields(changes, message):
+    for make in (Recipe.from_dict, lambda values: Recipe.quick(**values)):
+        with pytest.raises(ValueError, match=message):
+            make(changes)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_bad_json(text):
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        Recipe.from_json(text)
+
+
+def test_it_is_data():
+    recipe = Recipe.quick()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.epochs = 3
