@@ -3,14 +3,13 @@
     KERAS_BACKEND=tensorflow python benchmarks/accuracy.py run --data-dir ~/data
     python benchmarks/accuracy.py report
 
-`run` goes through the list of runs below, a folder below runs/accuracy for each, passes
-over those that are complete and resumes those that were interrupted: it can be stopped
-and started at any time. Several at once, with --part 0/2 and --part 1/2, share the list.
+`run` goes through the list of runs below, a folder below runs/accuracy for each. It
+passes over those that are complete and resumes those that were interrupted, so it can
+be stopped and started at any time. Two at once share it: --part 0/2 and --part 1/2.
 `report` writes docs/results/ from the runs that are complete.
 """
 
 import argparse
-import json
 import pathlib
 
 from keras_lkca.training import Recipe, train

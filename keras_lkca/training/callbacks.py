@@ -88,6 +88,13 @@ class StopWhenDiverged(keras.callbacks.Callback):
         """Remember where the training is."""
         self._epoch = epoch
 
+    def on_train_batch_begin(self, batch, logs=None):
+        """Stop, if a step before was bad."""
+        # Only here: from Keras's other thread, under JAX, `self.model` would exchange
+        # the weights while they are used.
+        if self.diverged:
+            self.model.stop_training = True
+
     def on_train_batch_end(self, batch, logs=None):
         """Look at the loss, the mean of the epoch's so far."""
         self._check((logs or {}).get("loss"), f"step {batch + 1}")
@@ -105,7 +112,6 @@ class StopWhenDiverged(keras.callbacks.Callback):
             self.diverged = (
                 f"The loss became {loss} in epoch {self._epoch + 1} at {where}."
             )
-        self.model.stop_training = True
 
 
 class Keep(keras.callbacks.Callback):
