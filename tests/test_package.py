@@ -1,5 +1,6 @@
 """What the package promises as a whole: imports, documentation, layout."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -80,8 +81,10 @@ def test_public_docstrings_are_whole(thing):
     if isinstance(thing, type) and issubclass(thing, keras.layers.Layer):
         order = ["Args", "Input shape", "Output shape", "Raises", "Example"]
         order.append("References")
-    elif isinstance(thing, type):
+    elif dataclasses.is_dataclass(thing):
         order = ["Attributes"]
+    elif isinstance(thing, type):
+        order = ["Args", "Call arguments", "Returns", "Raises", "Example"]
     else:
         order = ["Args", "Returns"]
     places = [doc.find(f"\n{part}:\n") for part in order]

@@ -492,6 +492,57 @@ def test_example_on_a_prepared_dataset(cifar100, run_python, tmp_path):
     assert (tmp_path / "run" / "best.keras").exists()
 
 
+WITHOUT_TENSORFLOW = """
+import importlib.machinery, runpy, sys
+
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *rest: (
+    None if name.split(".")[0].startswith("tensorflow") else find(name, *rest)
+)
+script, *sys.argv[1:] = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(
+    keras.config.backend() == "tensorflow", reason="TensorFlow is the backend"
+)
+@pytest.mark.parametrize("options", [("--recipe", "quick"), ("--pipeline", "arrays")])
+def test_example_without_tensorflow(options, run_python, tmp_path, rng):
+    """From a file of arrays; the second time with the paper's whole augmentation."""
+    np.savez(
+        tmp_path / "cifar100.npz",
+        x_train=rng.integers(0, 256, (64, 32, 32, 3)).astype("uint8"),
+        y_train=np.arange(64),
+        x_test=rng.integers(0, 256, (8, 32, 32, 3)).astype("uint8"),
+        y_test=np.arange(8),
+    )
+    run_python(
+        *("-c", WITHOUT_TENSORFLOW, ROOT / "examples" / "cifar100.py"),
+        *("--data-dir", tmp_path, "--output", tmp_path / "run", "--epochs", 1),
+        *("--batch-size", 16, "--steps-per-epoch", 2, *options),
+        *("--model-set", "depth=1", "embed_dim=16"),
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["pipeline"] == "arrays"
+    expected = 0 if "quick" in options else 2
+    assert config["arguments"]["recipe"]["rand_augment"] == expected
+    assert (tmp_path / "run" / "metrics.json").exists()
+    error = run_python(
+        *("-c", WITHOUT_TENSORFLOW, ROOT / "examples" / "cifar100.py"),
+        *("--data-dir", tmp_path, "--pipeline", "tf.data"),
+        expect=2,
+    )
+    assert "needs tensorflow" in error and 'keras-lkca[data]"' in error
+    error = run_python(
+        *("-c", WITHOUT_TENSORFLOW, ROOT / "examples" / "svhn.py"),
+        *("--data-dir", tmp_path),
+        expect=2,
+    )
+    assert "Without TensorFlow, put its arrays" in error
+
+
 @pytest.mark.parametrize(
     "name", ["cifar10", "cifar100", "svhn", "tiny_imagenet", "own_images"]
 )

@@ -92,7 +92,7 @@ def batch_rows(count, batch_size, seed, first_step=0):
 
     >>> from keras_lkca.data.pipeline import batch_rows
     >>> batches = batch_rows(6, 4, seed=0)
-    >>> rows = [row for _ in range(3) for row in next(batches)[0]]
+    >>> rows = [int(row) for _ in range(3) for row in next(batches)[0]]
     >>> sorted(rows[:6]), sorted(rows[6:])
     ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
     """
