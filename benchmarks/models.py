@@ -116,7 +116,7 @@ def scaling_rows(arguments):
 def pipeline_rows(arguments):
     """Measure images a second: the batches alone, made either way, and `fit`."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (128 * 16, SIZE, SIZE, 3)).astype("uint8")
+    images = rng.integers(0, 256, (128 * 8, SIZE, SIZE, 3)).astype("uint8")
     labels = rng.integers(0, CLASSES, len(images))
     steps = len(images) // arguments.batch
     rows = []
