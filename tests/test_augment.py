@@ -1,5 +1,7 @@
 """Augmentation, on the device of the active backend and in `tf.data`."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -188,6 +190,7 @@ def test_every_operation(index, batch):
     if layer is None:
         return
     x = images.astype("float32")
+    warnings.filterwarnings("ignore", "Tensor.T is deprecated on 0-D")  # Keras's own
     changes = layer.get_random_transformation(
         keras.ops.convert_to_tensor(x),
         training=True,

@@ -123,7 +123,12 @@ class Augmentation:
                     layer.backend.set_backend("tensorflow")
             images = backend.cast(backend.convert_to_tensor(images), "float32")
             labels = backend.cast(backend.convert_to_tensor(labels), "float32")
-            return self._augment(backend, images, labels, _Seeds(backend, seed))
+            with warnings.catch_warnings():
+                # Keras's own: MixUp asks JAX for 64-bit integers and gets 32, and
+                # Equalization transposes a number under torch.
+                warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
+                warnings.filterwarnings("ignore", "Tensor.T is deprecated on 0-D")
+                return self._augment(backend, images, labels, _Seeds(backend, seed))
         finally:
             if foreign:
                 for layer in layers:
@@ -178,10 +183,7 @@ class Augmentation:
         for layer in (self.mixup, self.cutmix):
             if layer is None:
                 continue
-            with warnings.catch_warnings():
-                # MixUp asks JAX for 64-bit integers and gets 32.
-                warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
-                changes = layer.get_random_transformation(images, True, seed=seeds)
+            changes = layer.get_random_transformation(images, True, seed=seeds)
             if layer is self.cutmix:
                 # The part that was cut, counted in pixels: the layer's own figure is
                 # that of a box with fractional edges.
