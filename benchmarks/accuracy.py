@@ -77,15 +77,11 @@ def run(arguments):
         if index % parts != part or (folder / "metrics.json").exists():
             continue
         print(f"== {name}", flush=True)
-        resume = (folder / "last.keras").exists()
-        if folder.exists() and not resume:
-            for path in folder.iterdir():  # killed within its first epoch
-                path.unlink()
         train(
             "cifar100",
             recipe=RECIPE,
             output=folder,
-            resume=resume,
+            resume=(folder / "config.json").exists(),
             data_dir=arguments.data_dir,
             steps_per_epoch=STEPS // EPOCHS,
             dtype=arguments.dtype,
@@ -104,6 +100,12 @@ def results(arguments):
                 continue
             metrics = json.loads(path.read_text())
             config = json.loads((path.parent / "config.json").read_text())
+            saved = config["arguments"]
+            if (saved["recipe"], saved["steps_per_epoch"] * EPOCHS) != (
+                RECIPE.to_dict(),
+                STEPS,
+            ):
+                raise SystemExit(f"{path.parent} was trained by another recipe")
             rows.append(
                 {
                     "question": question,
@@ -211,6 +213,8 @@ def draw(groups):
     axes = figure.subplots()
     for model, marker, color in (("lkca", "o", "#0072b2"), ("vit", "s", "#d55e00")):
         runs = [group for (_, name), group in groups.items() if name == model]
+        if not runs:
+            continue
         x = [group[0]["images"]["train"] for group in runs]
         values = [[100 * r["last"]["test_accuracy"] for r in group] for group in runs]
         means = [np.mean(v) for v in values]

@@ -5,7 +5,8 @@ from keras_lkca import LKCAViT
 model = LKCAViT.from_preset("lkca_vit_tiny", num_classes=100)
 """
 
-from keras_lkca import data, layers, models, ops, training
+from keras_lkca import data, deploy, layers, models, ops, training
+from keras_lkca.deploy import predict
 from keras_lkca.layers import LKCA
 from keras_lkca.models import LKCAViT, ViT, list_presets
 
@@ -16,9 +17,11 @@ __all__ = [
     "LKCAViT",
     "ViT",
     "data",
+    "deploy",
     "layers",
     "list_presets",
     "models",
     "ops",
+    "predict",
     "training",
 ]

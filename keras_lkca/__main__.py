@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from keras_lkca import __version__, ops
+from keras_lkca import __version__, ops, predict
 
 
 def main(arguments=None):
@@ -26,8 +26,28 @@ def main(arguments=None):
     )
     command.add_argument("--seconds", type=float, default=0.2, help="for each method")
     command.add_argument("--output", help="by default in the Keras home directory")
+    about = "Print the likeliest classes of images under a saved model."
+    command = commands.add_parser("predict", help=about, description=about)
+    command.add_argument("model", help="a .keras file")
+    command.add_argument("images", nargs="+", help="image files")
+    command.add_argument("--top", type=int, default=5, help="classes an image")
     parsed = parser.parse_args(arguments)
+    try:
+        {"calibrate": _calibrate, "predict": _predict}[parsed.command](parsed)
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _calibrate(parsed):
     ops.calibrate(parsed.output, tuple(parsed.dtype), parsed.seconds)
+
+
+def _predict(parsed):
+    results = predict(parsed.model, parsed.images, parsed.top)
+    for path, classes in zip(parsed.images, results, strict=True):
+        print(path)
+        for name, probability in classes:
+            print(f"    {probability:7.2%}  {name}")
 
 
 if __name__ == "__main__":

@@ -215,6 +215,28 @@ def test_operations_are_drawn_for_each_image(way, rng):
     np.testing.assert_array_equal(np.sort(y.argmax(-1)), np.arange(56))
 
 
+@ways
+def test_small_batches_get_every_operation(way, rng):
+    image = rng.integers(0, 256, (8, 8, 3)).astype("uint8")
+    images, labels = np.stack([image] * 4), np.eye(4, dtype="float32")
+    augmentation = still(rand_augment=1, rand_augment_magnitude=1.0)
+    seen = set()
+    for step in range(12):
+        x, y = run(augmentation, images, labels, (0, step), way)
+        np.testing.assert_array_equal(y, labels)
+        seen |= {one.round().astype(int).tobytes() for one in x}
+    assert image.astype(int).tobytes() in seen and len(seen) > 8
+
+
+def test_the_policy_does_not_matter(batch):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    x, y = run(data.Augmentation(**EVERYTHING), *batch, (7, 3), "compiled")
+    assert x.dtype == y.dtype == "float32"
+    keras.config.set_dtype_policy("float32")
+    expected, _ = run(data.Augmentation(**EVERYTHING), *batch, (7, 3), "compiled")
+    np.testing.assert_array_equal(x, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

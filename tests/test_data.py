@@ -264,6 +264,7 @@ def test_from_directory(tmp_path):
         write_image(tmp_path / "cat" / f"{index}.png", (200, 0, 0))
         write_image(tmp_path / "dog" / "more" / f"{index}.jpg", (0, 0, 200))
     write_image(tmp_path / ".thumbnails" / "0.png", (0, 200, 0))
+    write_image(tmp_path / "cat" / ".thumbnails" / "0.png", (0, 200, 0))
     (tmp_path / "cat" / "._0.png").write_bytes(b"of another system")
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     images, labels, facts = data.from_directory(tmp_path, (6, 4))
@@ -305,6 +306,14 @@ def test_images_are_turned_cropped_and_made_rgb(tmp_path):
     for image, turned in zip(images, (False, True, False), strict=True):
         left, right = image[:, :3].mean(), image[:, 5:].mean()
         assert (left > 220 and right < 35) if turned else (left < 35 and right > 220)
+
+
+def test_16_bit_images_are_scaled(tmp_path):
+    (tmp_path / "a").mkdir()
+    pixels = np.linspace(0, 65535, 64).reshape(8, 8).astype("uint16")
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
+    images, _, _ = data.from_directory(tmp_path, 8)
+    np.testing.assert_array_equal(images[0, ..., 1], pixels >> 8)
 
 
 def test_damaged_files_are_named_and_skipped_or_refused(tmp_path, capsys):

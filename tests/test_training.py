@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -61,6 +62,23 @@ def test_train_learns_and_writes_everything(model, preset, model_class, tmp_path
             assert picture.size[0] > 500
 
 
+def test_half_precision_resumes_after_the_right_epoch(tmp_path):
+    """Where steps that overflow are skipped, and not counted by the optimizer."""
+    arguments = {"output": tmp_path / "a", "dtype": "mixed_float16", **SHORT}
+    training.train("digits", recipe=quick(), **arguments)
+    (tmp_path / "a" / "metrics.json").unlink()
+    before = (tmp_path / "a" / "last.keras").read_bytes()
+    training.train("digits", output=tmp_path / "a", resume=True)
+    assert (tmp_path / "a" / "last.keras").read_bytes() == before
+    with zipfile.ZipFile(tmp_path / "a" / "last.keras", "a") as archive:
+        archive.comment = b"epoch 1"
+    (tmp_path / "a" / "metrics.json").unlink()
+    (tmp_path / "a" / ".writing-litter").mkdir()
+    training.train(output=tmp_path / "a", resume=True)
+    assert callbacks.epochs_of(tmp_path / "a" / "last.keras") == 2
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == FILES
+
+
 def test_config_repeats_the_run(tmp_path):
     """What config.json holds gives the same weights in another folder."""
     recipe = quick(epochs=1, mix_probability=0.5, drop_path_rate=0.2, rand_augment=1)
@@ -70,7 +88,6 @@ def test_config_repeats_the_run(tmp_path):
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["command"] and config["versions"]["keras"] == keras.version()
     arguments = config["arguments"]
-    arguments["recipe"] = Recipe.from_dict(arguments["recipe"])
     training.train(**arguments, output=tmp_path / "b")
     weights = [
         keras.models.load_model(tmp_path / name / "last.keras").get_weights()
@@ -80,10 +97,22 @@ def test_config_repeats_the_run(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_best_epoch_is_chosen_on_validation_images(tmp_path):
+def test_the_best_epoch_is_chosen_on_validation_images(tmp_path, monkeypatch):
+    """And kept: of three epochs the second, by figures that say so."""
+
+    class Second(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_accuracy"] = (0.1, 0.3, 0.2)[epoch]
+
+    monkeypatch.setattr(Recipe, "callbacks", lambda self: [Second()])
     metrics = training.train(
         "digits", recipe=quick(epochs=3), output=tmp_path / "a", **SHORT
     )
+    assert (metrics["best"]["epoch"], metrics["last"]["epoch"]) == (2, 3)
+    for name, epoch in (("best", 2), ("last", 3)):
+        path = tmp_path / "a" / f"{name}.keras"
+        assert callbacks.epochs_of(path) == epoch
+        assert int(keras.models.load_model(path).optimizer.iterations) == 12 * epoch
     rows = callbacks.read_history(tmp_path / "a" / "history.csv")
     assert metrics["best"]["epoch"] == 1 + np.argmax([r["val_accuracy"] for r in rows])
     assert "validation" in metrics["best_epoch_chosen_on"]
@@ -116,6 +145,12 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
             )
     for name in ("best", "last"):
         assert 0 < sizes[1.0, name] < 0.3 * sizes[None, name]
+    # The training itself goes on from the weights, not from their average.
+    losses = [
+        [r["loss"] for r in callbacks.read_history(tmp_path / name / "history.csv")]
+        for name in ("1.0", "None")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def test_tensorboard(tmp_path):
@@ -179,6 +214,9 @@ def test_progress_on_a_terminal_and_elsewhere():
         ({"select": "train"}, "`select` must be one of"),
         ({"pipeline": "numpy"}, "`pipeline` must be one of"),
         ({"seed": -1}, "`seed` must be an integer"),
+        ({"recipe": "quick"}, "`recipe` must be a Recipe.*'quick'"),
+        ({"image_size": 64}, "`image_size` is for a folder of images"),
+        ({"model_options": {"dtype": object}}, "that config.json can hold"),
         ({"resume": True}, "`resume` continues the run in `output`, which holds no"),
     ],
 )
@@ -218,7 +256,7 @@ def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch):
 
     def full(self, path, **arguments):
         calls.append(path)
-        if len(calls) > 2:
+        if len(calls) > 1:
             path.write_bytes(b"half a file")
             raise OSError(28, "No space left on device")
         save(self, path, **arguments)
@@ -232,22 +270,30 @@ def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch):
     keras.models.load_model(tmp_path / "run" / "last.keras")
 
 
+@pytest.mark.parametrize("when", ["step", "its validation"])
 @pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning")
-def test_a_loss_that_diverges_stops_the_run(tmp_path, monkeypatch):
+def test_a_loss_that_diverges_stops_the_run(when, tmp_path, monkeypatch):
     """From the second epoch on the weights are beyond all numbers."""
 
     class Break(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                weights = self.model.trainable_variables[-1]
-                weights.assign(keras.ops.full(weights.shape, float("nan")))
+            if epoch == 1 and when == "step":
+                self.spoil()
+
+        def on_test_begin(self, logs=None):
+            if self.model.optimizer.iterations > 12 and when == "its validation":
+                self.spoil()
+
+        def spoil(self):
+            weights = self.model.trainable_variables[-1]
+            weights.assign(keras.ops.full(weights.shape, float("nan")))
 
     monkeypatch.setattr(Recipe, "callbacks", lambda self: [Break()])
     run = tmp_path / "run"
     with pytest.raises(FloatingPointError) as error:
         training.train("digits", recipe=quick(epochs=3), output=run, **SHORT)
     message = str(error.value)
-    assert "loss became nan in epoch 2 at step" in message
+    assert f"loss became nan in epoch 2 at {when}" in message
     assert "keeps the weights of epoch 1" in message and "learning_rate" in message
     assert len(callbacks.read_history(run / "history.csv")) == 1
     for weight in keras.models.load_model(run / "last.keras").get_weights():
@@ -348,11 +394,37 @@ def test_what_cannot_be_resumed(short_run, tmp_path):
     config["arguments"]["model_options"]["depth"] = 3
     (run / "config.json").write_text(json.dumps(config))
     (run / "last.keras").write_bytes((short_run / "last.keras").read_bytes())
+    with pytest.raises(ValueError, match="had parameters=.*and would now have"):
+        training.train(output=run, resume=True)
+    config = json.loads((short_run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="holds 0 epochs, and last.keras comes after"):
+        training.train(output=run, resume=True)
+    (run / "history.csv").write_text("half a\nfile,")
+    with pytest.raises(ValueError, match="history.csv is damaged"):
+        training.train(output=run, resume=True)
+    (run / "last.keras").write_text("half a file")
+    with pytest.raises(ValueError, match="last.keras is no last model"):
+        training.train(output=run, resume=True)
+    other = LKCAViT((8, 8, 1), patch_size=2, embed_dim=8, depth=1)
+    other.save(run / "last.keras")
+    with zipfile.ZipFile(run / "last.keras", "a") as archive:
+        archive.comment = b"epoch 1"
+    (run / "history.csv").write_bytes((short_run / "history.csv").read_bytes())
     with pytest.raises(ValueError, match="is no state of this run's model"):
         training.train(output=run, resume=True)
 
 
 # Evaluation
+
+
+def test_evaluate_checks_the_labels():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+    logits = np.zeros((6, 3), "float32")
+    for labels in (np.zeros((6, 1), int), np.full(6, 3), np.full(6, -1)):
+        with pytest.raises(ValueError, match="`labels` must"):
+            report.evaluate(model, logits, labels)
 
 
 def test_evaluate_against_keras(rng):
@@ -430,6 +502,10 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
     }
     metrics = training.train(tmp_path / "split", output=tmp_path / "a", **arguments)
     assert metrics["images"] == {"train": 36, "validation": 4, "test": 40}
+    again = training.train(  # a path, and where a folder is not named again
+        tmp_path / "split", output=tmp_path / "a", resume=True, **arguments
+    )
+    assert again == metrics
     (tmp_path / "split" / "test" / "dog").unlink()
     with pytest.raises(ValueError, match=r"same classes.*\['dog'\]"):
         training.train(tmp_path / "split", output=tmp_path / "b", **arguments)
@@ -580,3 +656,15 @@ def test_quickstart(run_python, tmp_path):
     with Image.open(tmp_path / "quickstart.png") as picture:
         assert picture.size[0] > 1000
     assert (tmp_path / "digits.keras").exists()
+
+
+def test_a_folder_that_is_not_one_of_classes_is_refused(pets, tmp_path):
+    (tmp_path / "a" / "train").mkdir(parents=True)
+    (tmp_path / "a" / "val").mkdir()
+    with pytest.raises(ValueError, match=r"holds \['train', 'val'\], which are no cla"):
+        training.train(tmp_path / "a")
+    above = tmp_path / "above"
+    above.mkdir()
+    pets.rename(above / "pets")
+    with pytest.raises(ValueError, match="holds one class, 'pets'; there must be two"):
+        training.train(above)

@@ -98,13 +98,18 @@ class Augmentation:
         self.fill = 255 * np.asarray(mean, "float32")
         if rate := check_rate("erase_probability", erase_probability):
             self.erasing = keras.layers.RandomErasing(
-                factor=(rate, rate), scale=(min(0.02, area), area), fill_value=0.0
+                factor=(rate, rate),
+                scale=(min(0.02, area), area),
+                fill_value=0.0,
+                dtype="float32",
             )
         self.mix_probability = check_rate("mix_probability", mix_probability)
         if mix_probability and mixup_alpha > 0:
-            self.mixup = keras.layers.MixUp(alpha=mixup_alpha)
+            self.mixup = keras.layers.MixUp(alpha=mixup_alpha, dtype="float32")
         if mix_probability and cutmix_alpha > 0:
-            self.cutmix = keras.layers.CutMix(factor=(cutmix_alpha, cutmix_alpha))
+            self.cutmix = keras.layers.CutMix(
+                factor=(cutmix_alpha, cutmix_alpha), dtype="float32"
+            )
         # Keras's layers carry a backend that follows where they run.
         self._probe = keras.layers.RandomFlip("horizontal")
 
@@ -162,10 +167,20 @@ class Augmentation:
         them, the same for the whole batch.
         """
         count = images.shape[0]
+        if count < 2 * len(self.operations):
+            # Too few for parts of equal size: all operations, one kept an image.
+            choice = backend.random.randint(
+                (count, 1, 1, 1), 0, len(self.operations), dtype="int32", seed=seeds
+            )
+            results = images
+            for index, layer in enumerate(self.operations):
+                if layer:
+                    changed = _apply(layer, images, seeds)
+                    results = backend.numpy.where(choice == index, changed, results)
+            return results, labels
         order = backend.random.shuffle(backend.numpy.arange(count), seed=seeds)
         images = backend.numpy.take(images, order, axis=0)
         labels = backend.numpy.take(labels, order, axis=0)
-        # Which operations get one image more changes too, where parts are uneven.
         bounds = np.linspace(0, count, len(self.operations) + 1).round().astype(int)
         parts = [
             _apply(layer, images[start:stop], seeds) if layer else images[start:stop]
@@ -239,8 +254,8 @@ def rand_augment_operations(magnitude):
     14
     """
     layers = keras.layers
-    values = {"value_range": (0, 255)}
-    moved = {"fill_mode": "constant", "fill_value": 127.5}
+    values = {"value_range": (0, 255), "dtype": "float32"}
+    moved = {"fill_mode": "constant", "fill_value": 127.5, "dtype": "float32"}
     none = (0.0, 0.0)
     shear = (0.0, 0.3 * magnitude)
     return [

@@ -28,7 +28,7 @@ def from_directory(directory, image_size, on_error: str = "raise"):
         image_size: The (height, width) in pixels to resize to, or one integer for
             both.
         on_error: What to do with files that cannot be decoded: `"raise"`, or
-            `"skip"` them, with a warning that names them.
+            `"skip"` them, and print which.
 
     Returns:
         uint8 images `(n, height, width, 3)`, int64 labels `(n,)`, and a `Dataset` of
@@ -61,7 +61,7 @@ def from_directory(directory, image_size, on_error: str = "raise"):
             f"`directory` is no folder. Received: directory={str(directory)!r}"
         )
     classes = sorted(path for path in directory.iterdir() if _is_folder(path))
-    files = [sorted(filter(_is_image, path.rglob("*"))) for path in classes]
+    files = [_images_below(path) for path in classes]
     empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
     if empty or not classes:
         raise FileNotFoundError(
@@ -138,8 +138,8 @@ def decode(files, image_size, on_error="raise"):
         text = f"{len(damaged)} of {len(files)} files cannot be decoded:\n    "
         if on_error == "raise":
             raise ValueError(
-                f"{text}{named}{more}\nRemove them, or skip them: on_error='skip', "
-                "on the command line --on-error skip."
+                f"{text}{named}{more}\nReplace or remove them; a folder of your own "
+                "images takes on_error='skip' too (--on-error skip)."
             )
         print(f"skipped: {text}{named}{more}", flush=True)
         images = images[kept]
@@ -153,6 +153,10 @@ def _read(path, image_size):
     with Image.open(path) as image:
         # At a reduced size where the format can: much faster for photographs.
         image.draft("RGB", (2 * width, 2 * height))
+        if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
+            image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode!r})")
         image = ImageOps.exif_transpose(image).convert("RGB")
         if image.size != (width, height):
             image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
@@ -186,6 +190,16 @@ def _is_image(path):
     return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
 
 
+def _images_below(folder):
+    """Return a folder's images, however deep, but not within hidden folders."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if _is_image(path)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def _is_folder(path):
     return path.is_dir() and not path.name.startswith(".")
 
@@ -215,10 +229,7 @@ def tiny_imagenet(root, split, facts):
             f"holds {len(classes)} folders: unpack the archive again."
         )
     if split == "train":
-        files = [
-            sorted(filter(_is_image, (folder / "train" / name).rglob("*")))
-            for name in classes
-        ]
+        files = [_images_below(folder / "train" / name) for name in classes]
         empty = [name for name, found in zip(classes, files, strict=True) if not found]
         if empty:
             raise FileNotFoundError(

@@ -1,7 +1,13 @@
 import keras
 
 from keras_lkca.layers import PositionEmbedding
-from keras_lkca.models.blocks import head, lkca_trunk, patch_tokens, plain
+from keras_lkca.models.blocks import (
+    check_class_names,
+    head,
+    lkca_trunk,
+    patch_tokens,
+    plain,
+)
 from keras_lkca.models.presets import preset_arguments
 
 
@@ -42,6 +48,8 @@ class LKCAViT(keras.Model):
         image_mean: Number or one a channel, the images' mean on the scale [0, 1].
             Defaults to 0.5.
         image_std: Likewise their standard deviation. Defaults to 0.5.
+        class_names: Sequence of strings, one a class, which travel with the saved
+            model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.
         **kwargs: Keras's own model arguments, such as `name`.
@@ -91,10 +99,12 @@ class LKCAViT(keras.Model):
         classifier_activation=None,
         image_mean=None,
         image_std=None,
+        class_names=None,
         dtype=None,
         **kwargs,
     ):
         policy = keras.dtype_policies.get(dtype)
+        class_names = check_class_names(class_names, num_classes, include_top)
         images, x = patch_tokens(
             input_shape, patch_size, embed_dim, image_mean, image_std, policy
         )
@@ -135,6 +145,7 @@ class LKCAViT(keras.Model):
             ),
             "image_mean": image_mean,
             "image_std": image_std,
+            "class_names": class_names,
             "dtype": keras.dtype_policies.serialize(policy),
         }
         self._arguments = plain(arguments)
@@ -171,6 +182,12 @@ class LKCAViT(keras.Model):
         arguments = preset_arguments("LKCAViT", preset, input_shape)
         arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
         return cls(**arguments)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes' names in the order of the outputs, where they are known."""
+        names = self._arguments["class_names"]
+        return names and tuple(names)
 
     def get_config(self):
         """Return the constructor's arguments."""

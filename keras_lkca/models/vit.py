@@ -2,7 +2,13 @@ import keras
 
 from keras_lkca.layers import ClassToken, PositionEmbedding
 from keras_lkca.layers.checks import check_positive_int
-from keras_lkca.models.blocks import attention_block, head, patch_tokens, plain
+from keras_lkca.models.blocks import (
+    attention_block,
+    check_class_names,
+    head,
+    patch_tokens,
+    plain,
+)
 from keras_lkca.models.presets import preset_arguments
 
 
@@ -39,6 +45,8 @@ class ViT(keras.Model):
         image_mean: Number or one a channel, the images' mean on the scale [0, 1].
             Defaults to 0.5.
         image_std: Likewise their standard deviation. Defaults to 0.5.
+        class_names: Sequence of strings, one a class, which travel with the saved
+            model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.
         **kwargs: Keras's own model arguments, such as `name`.
@@ -84,10 +92,12 @@ class ViT(keras.Model):
         classifier_activation=None,
         image_mean=None,
         image_std=None,
+        class_names=None,
         dtype=None,
         **kwargs,
     ):
         policy = keras.dtype_policies.get(dtype)
+        class_names = check_class_names(class_names, num_classes, include_top)
         images, x = patch_tokens(
             input_shape, patch_size, embed_dim, image_mean, image_std, policy
         )
@@ -137,6 +147,7 @@ class ViT(keras.Model):
             ),
             "image_mean": image_mean,
             "image_std": image_std,
+            "class_names": class_names,
             "dtype": keras.dtype_policies.serialize(policy),
         }
         self._arguments = plain(arguments)
@@ -173,6 +184,12 @@ class ViT(keras.Model):
         arguments = preset_arguments("ViT", preset, input_shape)
         arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
         return cls(**arguments)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes' names in the order of the outputs, where they are known."""
+        names = self._arguments["class_names"]
+        return names and tuple(names)
 
     def get_config(self):
         """Return the constructor's arguments."""

@@ -16,10 +16,19 @@ def hybrid(inputs, kernel):
     Multiplications a channel: about `4 * H * W * (H + W)` for a global kernel, where
     `toeplitz` takes `(H * W) ** 2`. Operands in float32 or float64.
     """
-    height, width, channels = inputs.shape[1:]
+    return apply_matrices(inputs, *matrices(kernel, *inputs.shape[1:3], inputs.dtype))
+
+
+def matrices(kernel, height, width, dtype):
+    """Return all that follows from the kernel and the grid alone.
+
+    Returns:
+        The transform of the inputs, a matrix a group and frequency, and the transform
+        back: what `apply_matrices` takes.
+    """
     groups = kernel.shape[-1]
     kernel = crop_kernel(kernel, 2 * height - 1, 2 * width - 1)
-    forward, of_kernel, inverse = transforms(height, kernel.shape[0], inputs.dtype)
+    forward, of_kernel, inverse = transforms(height, kernel.shape[0], dtype)
     frequencies = forward.shape[0] // 2
     # One (2W, 2W) matrix a group and frequency: [[re, -im], [im, re]] of the kernel.
     kernel = fit_kernel(kernel, kernel.shape[0], 2 * width - 1)
@@ -28,6 +37,13 @@ def hybrid(inputs, kernel):
     matrix = ops.reshape(
         windows(kernel, width, axis=3), (groups, frequencies, 2 * width, 2 * width)
     )
+    return forward, matrix, inverse
+
+
+def apply_matrices(inputs, forward, matrix, inverse):
+    """Transform the columns, mix the rows of each frequency, transform back."""
+    height, width, channels = inputs.shape[1:]
+    groups, frequencies = matrix.shape[:2]
     # Groups and height first: every product then runs over whole rows of numbers.
     values = ops.reshape(inputs, (-1, height, width, groups, channels // groups))
     values = ops.reshape(ops.transpose(values, (3, 1, 2, 0, 4)), (groups, height, -1))

@@ -8,10 +8,14 @@ from keras_lkca.ops.kernels import check_kernel, fit_kernel, windows
 
 def toeplitz(inputs, kernel):
     """Apply the operator as a matrix product; height and width must be static."""
+    return apply_matrix(inputs, attention_matrix(kernel, *inputs.shape[1:3]))
+
+
+def apply_matrix(inputs, matrix):
+    """Mix the tokens by attention matrices `(groups, tokens, tokens)`."""
     height, width, channels = inputs.shape[1:]
-    groups = kernel.shape[-1]
-    tokens, group_channels = height * width, channels // groups
-    matrix = attention_matrix(kernel, height, width)
+    groups, tokens = matrix.shape[:2]
+    group_channels = channels // groups
     if groups == 1 and batches_products():
         values = ops.matmul(matrix, ops.reshape(inputs, (-1, tokens, channels)))
         return ops.reshape(values, (-1, height, width, channels))

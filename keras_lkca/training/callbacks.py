@@ -3,8 +3,10 @@
 import csv
 import math
 import pathlib
+import shutil
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -102,6 +104,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Look at the epoch's loss, before anything is kept of it."""
         self._check((logs or {}).get("loss"), "its end")
+        self._check((logs or {}).get("val_loss"), "its validation")
         if self.diverged:
             raise FloatingPointError(self.diverged)
 
@@ -117,8 +120,8 @@ class StopWhenDiverged(keras.callbacks.Callback):
 class Keep(keras.callbacks.Callback):
     """Write the history, the last and the best model after every epoch.
 
-    Each file is replaced in one step, the last model at the very end: what it says of
-    the number of steps done is true of the others too.
+    Each file is replaced in one step: the history first, then the last model, which
+    carries the number of its epoch, and last the best, a copy.
 
     Args:
         folder: Where to write.
@@ -151,11 +154,11 @@ class Keep(keras.callbacks.Callback):
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.rows.append(row)
         write_history(self.folder / "history.csv", self.rows)
-        if best_epoch(self.rows, self.monitor) == epoch + 1:
-            with atomic(self.folder / "best.keras") as path:
-                self.model.save(path)
         with atomic(self.folder / "last.keras") as path:
             self.model.save(path)
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.comment = f"epoch {epoch + 1}".encode()
+        keep_best(self.folder, self.rows, self.monitor)
 
 
 class SetSeeds(keras.callbacks.Callback):
@@ -178,6 +181,26 @@ class SetSeeds(keras.callbacks.Callback):
             if variable.name == "seed_generator_state":
                 first = int(keras.ops.convert_to_numpy(variable)[0])
                 variable.assign(np.array([first, epoch * self.steps]))
+
+
+def keep_best(folder, rows, monitor="val_accuracy"):
+    """Copy the last model if it is the best."""
+    if best_epoch(rows, monitor) == len(rows):
+        with atomic(folder / "best.keras") as path:
+            shutil.copyfile(folder / "last.keras", path)
+
+
+def epochs_of(path):
+    """Return the number of the epoch that a last model was kept after.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return int(archive.comment.decode().removeprefix("epoch "))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no last model of a run ({error}).") from error
 
 
 def best_epoch(rows, monitor="val_accuracy"):

@@ -35,7 +35,7 @@ def main(dataset: str | None, description: str, argv=None) -> dict:
         add("--data-dir", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
     add("--model", choices=sorted(MODELS), help="default: lkca")
     add("--preset", help="default: lkca_vit_tiny, or vit_tiny with --model vit")
-    add("--recipe", default="paper", help="paper (default), quick or a JSON file")
+    add("--recipe", help="paper (default), quick or a JSON file")
     add("--epochs", type=int, help="default: the recipe's")
     add("--batch-size", type=int, help="default: the recipe's")
     add("--set", nargs="+", metavar="FIELD=VALUE", help="other fields of the recipe")
@@ -53,11 +53,14 @@ def main(dataset: str | None, description: str, argv=None) -> dict:
     add("--steps-per-epoch", type=int, help="default: the recipe's passes")
     given = vars(parser.parse_args(argv))
     try:
-        given["recipe"] = _recipe(given)
-        given["model_options"] = _assignments(given.pop("model_set", []))
-        for name in ("recipe", "model_options"):
-            if not given[name]:
-                del given[name]
+        if recipe := _recipe(given):
+            given["recipe"] = recipe
+        if "model_set" in given:
+            given["model_options"] = _assignments(given.pop("model_set"))
+        if dataset is None:  # whatever its name: a folder
+            given["dataset"] = str(
+                pathlib.Path(given["dataset"]).expanduser().resolve()
+            )
         setup = prepare(**{"dataset": dataset, **given})
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -69,13 +72,15 @@ def main(dataset: str | None, description: str, argv=None) -> dict:
 
 def _recipe(given):
     """Return the recipe that the arguments ask for, `None` for none."""
-    name = given.pop("recipe")
+    name = given.pop("recipe", None)
     changes = _assignments(given.pop("set", []))
     for field in ("epochs", "batch_size"):
         if field in given:
             changes[field] = given.pop(field)
-    if name == "paper":
-        return Recipe.paper(**changes) if changes else None
+    if name is None and not changes:
+        return None
+    if name in (None, "paper"):
+        return Recipe.paper(**changes)
     if name == "quick":
         return Recipe.quick(**changes)
     path = pathlib.Path(name)

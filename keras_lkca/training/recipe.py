@@ -96,15 +96,16 @@ class Recipe:
 
     def __post_init__(self):
         """Check every field."""
+        checked = {}  # as Python's own numbers, which JSON can hold
         for names, least, integral in (
             (_COUNTS, 1, True),
             (_COUNTS_FROM_ZERO, 0, True),
             (_AMOUNTS, 0, False),
         ):
             for name in names:
-                _check_number(name, getattr(self, name), least, integral)
+                checked[name] = _number(name, getattr(self, name), least, integral)
         for name in _RATES:
-            check_rate(name, getattr(self, name))
+            checked[name] = check_rate(name, getattr(self, name))
         for name in ("flip", "decay_everything"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
@@ -112,7 +113,9 @@ class Recipe:
                     f"Received: {name}={getattr(self, name)!r}"
                 )
         if self.ema_momentum is not None:
-            check_rate("ema_momentum", self.ema_momentum)
+            checked["ema_momentum"] = check_rate("ema_momentum", self.ema_momentum)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if self.cutmix_alpha > 1:
             raise ValueError(
                 "`cutmix_alpha` must be at most 1, which Keras's layer allows. "
@@ -304,7 +307,7 @@ def _spared(variable):
     return len(variable.shape) < 2 or variable.name in _SPARED
 
 
-def _check_number(name, value, least, integral):
+def _number(name, value, least, integral):
     kind = numbers.Integral if integral else numbers.Real
     fits = isinstance(value, kind) and not isinstance(value, bool)
     if not fits or not least <= value < float("inf"):
@@ -312,3 +315,4 @@ def _check_number(name, value, least, integral):
             f"`{name}` must be {'an integer' if integral else 'a number'}, "
             f"{least} or above. Received: {name}={value!r}"
         )
+    return int(value) if integral else float(value)

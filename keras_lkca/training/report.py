@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_lkca.data.datasets import check_labels
+
 
 def evaluate(model, images, labels, batch_size: int = 128):
     """Classify images and compare with their labels.
@@ -18,6 +20,9 @@ def evaluate(model, images, labels, batch_size: int = 128):
         confusion matrix `(classes, classes)`, true classes down, predicted ones
         across.
 
+    Raises:
+        ValueError: If there is not a label in [0, classes) for each image.
+
     Example:
 
     >>> from keras_lkca import LKCAViT, data
@@ -31,6 +36,7 @@ def evaluate(model, images, labels, batch_size: int = 128):
     logits = np.asarray(logits, "float64")
     labels = np.asarray(labels)
     count, classes = logits.shape
+    check_labels(labels, count, classes)
     peak = logits.max(1)
     own = logits[np.arange(count), labels]
     losses = np.log(np.exp(logits - peak[:, None]).sum(1)) + peak - own
@@ -51,12 +57,14 @@ def evaluate(model, images, labels, batch_size: int = 128):
 def per_class(confusion, names):
     """Return each class's accuracy, `None` where there were no images of it.
 
-    Example:
+        Example:
 
-    >>> import numpy as np
-    >>> from keras_lkca.training.report import per_class
-    >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
-    {'cat': 0.75, 'dog': None}
+        >>> import numpy as np
+
+    from keras_lkca.data.datasets import check_labels
+        >>> from keras_lkca.training.report import per_class
+        >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
+        {'cat': 0.75, 'dog': None}
     """
     counts = confusion.sum(1)
     return {

@@ -4,27 +4,33 @@ import importlib.util
 import inspect
 import json
 import pathlib
-import platform
 import shlex
 import sys
-import time
 
 import keras
-import numpy as np
 
 from keras_lkca import data
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
 from keras_lkca.layers.checks import check_positive_int, check_rate
 from keras_lkca.models import LKCAViT, ViT
-from keras_lkca.ops.backend import device_kind, version
+from keras_lkca.ops.backend import device_kind
 from keras_lkca.training import callbacks, report
 from keras_lkca.training.recipe import Recipe
+from keras_lkca.training.runs import (
+    conditions,
+    kept_rows,
+    merge_arguments,
+    new_folder,
+    plain_arguments,
+    read_config,
+    restore,
+    write_json,
+)
+from keras_lkca.training.sources import cut_validation, load_split
 
 MODELS = {"lkca": (LKCAViT, "lkca_vit_tiny"), "vit": (ViT, "vit_tiny")}
 SELECT = ("validation", "test")
-# What a folder given as dataset holds out for the test, if it has no test/ of its own.
-TEST_SHARE = 0.2
 
 
 def train(
@@ -109,7 +115,8 @@ def train(
     print(metrics["best"]["test_accuracy"])
     ```
     """
-    return run(prepare(**locals()))
+    given = dict(locals())
+    return run(prepare(**{k: v for k, v in given.items() if v is not DEFAULTS[k]}))
 
 
 DEFAULTS = {
@@ -127,24 +134,26 @@ def prepare(**given):
     Returns:
         What `run` takes.
     """
-    given = {**DEFAULTS, **given}
-    output, resume = given.pop("output"), given.pop("resume")
-    given["recipe"] = given["recipe"] and given["recipe"].to_dict()
-    given["data_dir"] = given["data_dir"] and str(given["data_dir"])
+    output, resume = given.pop("output", None), given.pop("resume", False)
+    defaults = {k: v for k, v in DEFAULTS.items() if k not in ("output", "resume")}
+    given = plain_arguments(given)
     config = None
     if resume:
-        config = _read_config(output)
-        given = _merge(given, config["arguments"])
+        config = read_config(output, set(defaults))
+        given = merge_arguments(given, config["arguments"])
+    given = {**defaults, **given}
     _check(given)
     require("matplotlib", "plot")
     recipe = Recipe.from_dict(given["recipe"] or {})
     pipeline = given["pipeline"] or _default_pipeline()
+    if config:
+        pipeline = config["pipeline"]
     if given["tensorboard"] or pipeline == "tf.data":
         require("tensorflow", "data")
     model_class, default = MODELS[given["model"]]
     preset = given["preset"] or default
     train, test, facts = load_split(given)
-    train, validation = _validation(train, test, given)
+    train, validation = cut_validation(train, test, given)
     if recipe.batch_size > len(train[0]):
         raise ValueError(
             "`batch_size` must not be above the number of training images. "
@@ -164,6 +173,7 @@ def prepare(**given):
             "num_classes": facts.num_classes,
             "image_mean": facts.mean,
             "image_std": facts.std,
+            "class_names": facts.class_names or None,
             **options,
         },
     )
@@ -173,23 +183,29 @@ def prepare(**given):
     jit = "auto" if given["jit_compile"] is None else given["jit_compile"]
     recipe.compile(network, steps * recipe.epochs, jit)
     name = f"{pathlib.Path(given['dataset']).name}-{preset}-{keras.config.backend()}"
-    folder = pathlib.Path(output).expanduser() if resume else _new_folder(output, name)
-    if config is None:
+    folder = pathlib.Path(output).expanduser() if resume else new_folder(output, name)
+    current = {
+        "preset": preset,
+        "parameters": network.count_params(),
+        "steps_per_epoch": steps,
+        "images": {
+            "train": len(train[0]),
+            "validation": len(validation[0]) if validation is not test else 0,
+            "test": len(test[0]),
+        },
+        "dtype": network.dtype_policy.name,
+    }
+    if config:
+        restore(network, recipe, folder, config, current)
+    else:
         config = {
             "arguments": {**given, "recipe": recipe.to_dict()},
             "command": shlex.join(sys.argv),
-            "preset": preset,
             "pipeline": pipeline,
-            "parameters": network.count_params(),
-            "steps_per_epoch": steps,
-            "images": {
-                "train": len(train[0]),
-                "validation": len(validation[0]) if validation is not test else 0,
-                "test": len(test[0]),
-            },
-            **conditions(network),
+            **current,
+            **conditions(),
         }
-        _write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config)
     return {
         **{"network": network, "recipe": recipe, "config": config, "folder": folder},
         **{"train": train, "validation": validation, "test": test, "facts": facts},
@@ -211,8 +227,7 @@ def run(setup):
     if (folder / "metrics.json").exists():
         print(f"the run in {folder} is complete")
         return json.loads((folder / "metrics.json").read_text())
-    rows = callbacks.read_history(folder / "history.csv")
-    rows = rows[: _restore(network, recipe, folder / "last.keras") // steps]
+    rows = kept_rows(folder)
     print(
         f"{config['preset']}: {config['parameters']:,} parameters, "
         f"{config['images']['train']:,} images, {steps} steps an epoch"
@@ -310,72 +325,12 @@ def _finish(setup, rows):
         report.curves(rows, title, best, held_out).savefig(path, dpi=120)
     with atomic(folder / "confusion.png") as path:
         report.confusion_figure(confusion, names, title).savefig(path, dpi=120)
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     print(
         f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last epoch, "
         f"{metrics['best']['test_accuracy']:.2%} after the best, {best}; wrote {folder}"
     )
     return metrics
-
-
-def load_split(given):
-    """Load the training images, or a share of them, and the test images."""
-    name, seed = given["dataset"], given["seed"]
-    if name in data.DATASETS:
-        facts = data.describe(name)
-        train = data.load(name, "train", given["data_dir"])
-        test = data.load(name, "test", given["data_dir"])
-    else:
-        train, test, facts = _folder(given)
-    if given["fraction"] < 1:
-        rows, _ = data.split(train[1], given["fraction"], seed)
-        if not len(rows):
-            raise ValueError(
-                f"`fraction` leaves none of the {len(train[1])} training images. "
-                f"Received: fraction={given['fraction']!r}"
-            )
-        train = train[0][rows], train[1][rows]
-    return train, test, facts
-
-
-def _folder(given):
-    folder = pathlib.Path(given["dataset"]).expanduser()
-    if not folder.is_dir():
-        data.describe(given["dataset"])  # neither a name nor a folder
-    arguments = given["image_size"] or 64, given["on_error"]
-    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
-        images, labels, facts = data.from_directory(folder, *arguments)
-        test, train = data.split(labels, TEST_SHARE, seed=0)
-        if not len(test):
-            raise ValueError(
-                f"{folder} holds {len(labels)} images, too few to hold out any for the "
-                "test."
-            )
-        return (images[train], labels[train]), (images[test], labels[test]), facts
-    images, labels, facts = data.from_directory(folder / "train", *arguments)
-    *test, test_facts = data.from_directory(folder / "test", *arguments)
-    if facts.class_names != test_facts.class_names:
-        differ = sorted(set(facts.class_names) ^ set(test_facts.class_names))
-        raise ValueError(
-            f"{folder}/train and {folder}/test must hold the same classes. One of them "
-            f"lacks {differ[:3]}."
-        )
-    return (images, labels), tuple(test), facts
-
-
-def _validation(train, test, given):
-    """Cut the validation images off the training images."""
-    if given["select"] == "test":
-        return train, test
-    images, labels = train
-    rows, others = data.split(labels, given["validation_split"], given["seed"])
-    if not len(rows) or not len(others):
-        raise ValueError(
-            f"`validation_split` must leave images on both sides of {len(labels)}; use "
-            "more of them, or select='test' to do without. Received: "
-            f"validation_split={given['validation_split']!r}"
-        )
-    return (images[others], labels[others]), (images[rows], labels[rows])
 
 
 def _default_pipeline():
@@ -390,7 +345,6 @@ def _check(given):
             f"`dataset` must be one of {sorted(data.DATASETS)}, or a folder of class "
             "folders. Received: dataset=None"
         )
-    given["dataset"] = str(given["dataset"])
     for name, choices in (("model", tuple(MODELS)), ("select", SELECT)):
         if given[name] not in choices:
             raise ValueError(
@@ -418,106 +372,3 @@ def _check(given):
         )
     if given["steps_per_epoch"] is not None:
         check_positive_int("steps_per_epoch", given["steps_per_epoch"])
-
-
-def _read_config(output):
-    """Read the configuration of the run to resume, and check that it can be."""
-    path = output and pathlib.Path(output).expanduser() / "config.json"
-    if not path or not path.exists():
-        raise ValueError(
-            "`resume` continues the run in `output`, which holds no config.json. "
-            f"Received: output={str(output)!r}"
-        )
-    try:
-        config = json.loads(path.read_text())
-        backend, known = config["backend"], set(config["arguments"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}).") from error
-    if backend != keras.config.backend():
-        raise ValueError(
-            f"The run in {output} was started under {backend}, whose random numbers "
-            "others do not draw: resume it with KERAS_BACKEND="
-            f"{backend}. Received: the backend {keras.config.backend()}"
-        )
-    if known != set(DEFAULTS) - {"output", "resume"}:
-        raise ValueError(
-            f"{path} is of another version of keras_lkca: its arguments differ in "
-            f"{sorted(known ^ set(DEFAULTS) - {'output', 'resume'})}."
-        )
-    return config
-
-
-def _merge(given, saved):
-    """Take the run's arguments, and refuse others."""
-    saved = {**saved, "data_dir": given.pop("data_dir") or saved["data_dir"]}
-    for name, value in given.items():
-        kept = saved[name]
-        value = list(value) if isinstance(value, tuple) else value
-        if value != DEFAULTS[name] and value != kept:
-            raise ValueError(
-                f"`{name}` of the run to resume is {kept!r}; leave it out, or start "
-                f"another run. Received: {name}={value!r}"
-            )
-    return saved
-
-
-def _restore(network, recipe, path):
-    """Load weights, optimizer and average; return the number of steps done."""
-    if not path.exists():
-        return 0
-    network.optimizer.build(network.trainable_variables)
-    try:
-        network.load_weights(path)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is no state of this run's model ({type(error).__name__}: {error})."
-        ) from error
-    # The file holds the average as the model's weights, and the weights in its place:
-    # what Keras's callback exchanges.
-    for callback in recipe.callbacks():
-        callback.set_model(network)
-        callback.on_test_begin()
-    return int(network.optimizer.iterations)
-
-
-def _new_folder(output, name):
-    """Make the output folder now: a run must not end with nowhere to write to."""
-    if output is None:
-        output = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output = pathlib.Path(output).expanduser()
-    if (output / "config.json").exists() or list(output.glob("*.keras")):
-        raise ValueError(
-            "`output` holds a run already; resume it, choose another folder or remove "
-            f"it. Received: output={str(output)!r}"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with atomic(output / ".writable") as path:
-            path.touch()
-        (output / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"`output` cannot be written to ({error.strerror}). "
-            f"Received: output={str(output)!r}"
-        ) from error
-    return output
-
-
-def _write_json(path, values):
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def conditions(network=None):
-    """Return the backend, the dtype and the versions of a run."""
-    policy = network.dtype_policy if network else keras.config.dtype_policy()
-    return {
-        "backend": keras.config.backend(),
-        "dtype": policy.name,
-        "versions": {
-            "python": platform.python_version(),
-            "keras": keras.version(),
-            "numpy": np.__version__,
-            keras.config.backend(): version(),
-        },
-    }

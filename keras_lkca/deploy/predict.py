@@ -1,0 +1,144 @@
+"""Names and probabilities for images."""
+
+import pathlib
+import zipfile
+
+import keras
+import numpy as np
+
+from keras_lkca.data.folders import decode
+from keras_lkca.layers.checks import check_positive_int
+
+
+def predict(model, images, top: int = 5, batch_size: int = 128) -> list:
+    """Classify images, the likeliest classes first.
+
+    Args:
+        model: A classifier, or the path of its `.keras` file.
+        images: uint8 or float images in [0, 255], `(n, height, width, channels)` or one
+            `(height, width, channels)`; or the path of an image file, or a sequence of
+            paths, which are cropped about their centre and resized to the model's
+            input.
+        top: Positive integer, how many classes to return, or fewer where there are
+            fewer.
+        batch_size: Positive integer, images a step.
+
+    Returns:
+        A list an image of pairs (name, probability), the names those of the model's
+        `class_names`, or the classes' numbers as strings.
+
+    Raises:
+        ValueError: If `model` is no classifier of images or no file of one, or the
+            images are not as above.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+
+    >>> import keras_lkca
+    >>> digits, _ = keras_lkca.data.digits("test")
+    >>> model = keras_lkca.LKCAViT((8, 8, 1), patch_size=1, embed_dim=8, depth=1)
+    >>> best = keras_lkca.predict(model, digits[:2], top=3)
+    >>> len(best), len(best[0])
+    (2, 3)
+    """
+    check_positive_int("top", top)
+    model = read_model(model)
+    shape, classes = model.input_shape[1:], model.output_shape[-1]
+    if len(shape) != 3 or len(model.output_shape) != 2:
+        raise ValueError(
+            "`model` must map images to classes. Received: a model from "
+            f"{model.input_shape} to {model.output_shape}"
+        )
+    images = _as_images(images, shape)
+    outputs = model.predict(images, batch_size=batch_size, verbose=0)
+    outputs = np.asarray(outputs, "float64")
+    if not gives_probabilities(model):
+        outputs = np.exp(outputs - outputs.max(1, keepdims=True))
+        outputs /= outputs.sum(1, keepdims=True)
+    names = getattr(model, "class_names", None) or tuple(map(str, range(classes)))
+    best = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
+    return [
+        [(names[i], float(row[i])) for i in order]
+        for row, order in zip(outputs, best, strict=True)
+    ]
+
+
+def read_model(model) -> keras.Model:
+    """Return a model, from its `.keras` file if it is a path.
+
+    Args:
+        model: A Keras model or a path.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the path is no `.keras` file, or holds objects that are not
+            registered.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+
+    ```python
+    model = read_model("model.keras")
+    ```
+    """
+    if isinstance(model, keras.Model):
+        return model
+    if not isinstance(model, (str, pathlib.Path)):
+        raise ValueError(
+            f"`model` must be a Keras model or the path of one. Received: {model!r}"
+        )
+    path = pathlib.Path(model).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is no `.keras` file; save the model with "
+            "model.save('model.keras')."
+        )
+    try:
+        # Safe mode, Keras's default, refuses code in the file.
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be loaded. Classes of your own must be registered "
+            "(keras.saving.register_keras_serializable) and imported before. "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def gives_probabilities(model):
+    """Whether the last layer is a softmax; otherwise the outputs are logits."""
+    layer = model.layers[-1]
+    activation = getattr(layer, "activation", None)
+    return (
+        isinstance(layer, keras.layers.Softmax)
+        or getattr(activation, "__name__", "") == "softmax"
+    )
+
+
+def _as_images(images, shape):
+    if isinstance(images, (str, pathlib.Path)):
+        images = [images]
+    if isinstance(images, (list, tuple)) and all(
+        isinstance(path, (str, pathlib.Path)) for path in images
+    ):
+        missing = [str(p) for p in images if not pathlib.Path(p).expanduser().exists()]
+        if missing or not images:
+            raise FileNotFoundError(
+                f"There is no {missing[0]}." if missing else "There are no images."
+            )
+        paths = [pathlib.Path(path).expanduser() for path in images]
+        images = decode(paths, shape[:2])[0]
+        if shape[2] == 1:
+            images = np.asarray(images.mean(-1, keepdims=True).round(), "uint8")
+    images = np.asarray(images)
+    if images.shape == shape:
+        images = images[None]
+    if images.shape[1:] != shape or images.dtype.kind not in "uif":
+        raise ValueError(
+            f"`images` must be numbers of shape {('n', *shape)}, or paths. "
+            f"Received: {images.dtype} {images.shape}"
+        )
+    return images

@@ -1,0 +1,178 @@
+"""A run's folder: what is written there, and how a run goes on from it."""
+
+import json
+import pathlib
+import platform
+import shutil
+import time
+
+import keras
+import numpy as np
+
+from keras_lkca import data
+from keras_lkca.files import atomic
+from keras_lkca.ops.backend import version
+from keras_lkca.training import callbacks
+from keras_lkca.training.recipe import Recipe
+
+
+def read_config(output, arguments):
+    """Read the configuration of the run to resume, and check that it can be.
+
+    Args:
+        output: The run's folder.
+        arguments: Set of names of the arguments that it must hold.
+    """
+    path = output and pathlib.Path(output).expanduser() / "config.json"
+    if not path or not path.exists():
+        raise ValueError(
+            "`resume` continues the run in `output`, which holds no config.json. "
+            f"Received: output={str(output)!r}"
+        )
+    try:
+        config = json.loads(path.read_text())
+        backend, known = config["backend"], set(config["arguments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}).") from error
+    if backend != keras.config.backend():
+        raise ValueError(
+            f"The run in {output} was started under {backend}, whose random numbers "
+            "others do not draw: resume it with KERAS_BACKEND="
+            f"{backend}. Received: the backend {keras.config.backend()}"
+        )
+    if known != arguments:
+        raise ValueError(
+            f"{path} is of another version of keras_lkca: its arguments differ in "
+            f"{sorted(known ^ arguments)}."
+        )
+    return config
+
+
+def plain_arguments(given):
+    """Return arguments as JSON holds them, a folder by its whole path."""
+    given = dict(given)
+    for name in ("dataset", "data_dir"):
+        value = given.get(name)
+        if value is not None and value not in data.DATASETS:
+            path = pathlib.Path(value).expanduser()
+            # A word that is no folder is a name that is to be refused as such.
+            given[name] = str(path.resolve() if path.is_dir() else value)
+    recipe = given.get("recipe")
+    if isinstance(recipe, dict):
+        recipe = Recipe.from_dict(recipe)
+    if recipe is not None:
+        if not isinstance(recipe, Recipe):
+            raise ValueError(
+                "`recipe` must be a Recipe, such as Recipe.quick(). "
+                f"Received: recipe={recipe!r}"
+            )
+        given["recipe"] = recipe.to_dict()
+    try:
+        return json.loads(json.dumps(given))
+    except TypeError as error:
+        raise ValueError(
+            "The arguments must be such that config.json can hold them: numbers, "
+            f"strings, lists, dictionaries ({error})."
+        ) from error
+
+
+def merge_arguments(given, saved):
+    """Take the run's arguments, and refuse others."""
+    # The data may have moved.
+    merged = {**saved, "data_dir": given.pop("data_dir", saved["data_dir"])}
+    for name, value in given.items():
+        if value != saved[name]:
+            raise ValueError(
+                f"`{name}` of the run to resume is {saved[name]!r}; leave it out, or "
+                f"start another run. Received: {name}={value!r}"
+            )
+    return merged
+
+
+def restore(network, recipe, folder, config, current):
+    """Load weights, optimizer and average, if it is still the same run."""
+    for name, value in current.items():
+        if value != config[name]:
+            raise ValueError(
+                f"The run in {folder} had {name}={config[name]!r}, and would now have "
+                f"{value!r}: restore the data and the settings that it was started "
+                "with, or start another run."
+            )
+    for litter in folder.glob(".writing-*"):  # of a process that was killed
+        shutil.rmtree(litter)
+    rows, path = kept_rows(folder), folder / "last.keras"
+    if not rows:
+        return
+    callbacks.keep_best(folder, rows)
+    network.optimizer.build(network.trainable_variables)
+    try:
+        network.load_weights(path)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no state of this run's model ({type(error).__name__}: {error})."
+        ) from error
+    # The file holds the average as the model's weights, and the weights in its place:
+    # what Keras's callback exchanges.
+    for callback in recipe.callbacks():
+        callback.set_model(network)
+        callback.on_test_begin()
+
+
+def kept_rows(folder):
+    """Return the history up to the last model that was kept."""
+    path = folder / "last.keras"
+    if not path.exists():
+        return []
+    done = callbacks.epochs_of(path)
+    try:
+        rows = callbacks.read_history(folder / "history.csv")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/history.csv is damaged ({error!r}).") from error
+    if len(rows) < done:
+        raise ValueError(
+            f"{folder}/history.csv holds {len(rows)} epochs, and last.keras comes "
+            f"after epoch {done}: the folder is not whole."
+        )
+    return rows[:done]
+
+
+def new_folder(output, name):
+    """Make the output folder now: a run must not end with nowhere to write to."""
+    if output is None:
+        output = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    output = pathlib.Path(output).expanduser()
+    if (output / "config.json").exists() or list(output.glob("*.keras")):
+        raise ValueError(
+            "`output` holds a run already; resume it, choose another folder or remove "
+            f"it. Received: output={str(output)!r}"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with atomic(output / ".writable") as path:
+            path.touch()
+        (output / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"`output` cannot be written to ({error.strerror}). "
+            f"Received: output={str(output)!r}"
+        ) from error
+    return output
+
+
+def write_json(path, values):
+    """Write values that JSON has words for; NaN is refused."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def conditions():
+    """Return the backend and the versions of a run."""
+    return {
+        "backend": keras.config.backend(),
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.version(),
+            "numpy": np.__version__,
+            keras.config.backend(): version(),
+        },
+    }

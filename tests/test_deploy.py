@@ -1,0 +1,229 @@
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_lkca
+from keras_lkca import LKCAViT, ViT, deploy
+from keras_lkca.deploy.predict import read_model
+
+
+def trained(**arguments):
+    """A small model with weights of which none is what it started as."""
+    defaults = {"input_shape": (16, 24, 3), "depth": 2, "embed_dim": 24}
+    model = LKCAViT(**{**defaults, **arguments})
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if "seed" not in weight.path:
+            noise = rng.normal(0, 0.1, weight.shape)
+            weight.assign(keras.ops.convert_to_numpy(weight) + noise)
+    return model
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (3, 16, 24, 3)).astype("uint8")
+
+
+# Folding
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"method": "toeplitz"},
+        {"method": "hybrid"},
+        {"method": "spectral"},
+        {"method": "depthwise"},
+        {"num_kernels": 4},
+        {"num_kernels": 24, "method": "hybrid"},
+        {"kernel_size": 3},
+        {"kernel_size": (3, 5), "num_kernels": 2},
+        {"pooling": "max", "classifier_activation": "softmax"},
+        {"include_top": False},
+        {"include_top": False, "pooling": None},
+        {"image_mean": (0.5, 0.4, 0.3), "class_names": list("abcdefghij")},
+        {"drop_path_rate": 0.5, "dropout_rate": 0.5, "mlp_ratio": 1.5},
+    ],
+)
+def test_folded_outputs_are_the_same(arguments, images, tmp_path):
+    model = trained(**arguments)
+    folded = deploy.fold(model)
+    expected = model.predict(images, verbose=0)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(
+        folded.predict(images, verbose=0), expected, atol=1e-5 * max(scale, 1)
+    )
+    folded.save(tmp_path / "folded.keras")
+    loaded = keras.models.load_model(tmp_path / "folded.keras")
+    assert type(loaded) is deploy.FoldedLKCAViT
+    assert loaded.class_names == model.class_names
+    np.testing.assert_allclose(
+        loaded.predict(images, verbose=0), expected, atol=1e-5 * max(scale, 1)
+    )
+    assert folded.count_params() < model.count_params()
+
+
+def test_folding_leaves_the_model_alone(images):
+    model = trained()
+    before = [np.array(weight) for weight in model.get_weights()]
+    deploy.fold(model)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_saved_by_folding():
+    model = LKCAViT.from_preset("lkca_vit_tiny")
+    folded = deploy.fold(model)
+    # A value projection and a scale, an offset and a bias less than three, a block:
+    # what LayerNorm had, but for the bias of the joint projection.
+    dim, depth, classifier_norm = 136, 9, 2 * 136
+    saved = depth * (dim * dim + 3 * dim) + classifier_norm
+    assert model.count_params() - folded.count_params() == saved
+    assert saved / model.count_params() > 0.14
+
+
+def test_what_follows_from_the_kernel_is_kept_and_renewed(images, tmp_path):
+    model = trained(method="toeplitz", depth=1)
+    folded = deploy.fold(model)
+    mixing = folded.get_layer("block_0_mixing")
+    (matrix,) = mixing._kept
+    np.testing.assert_allclose(
+        matrix,
+        keras.ops.convert_to_numpy(model.get_layer("block_0_lkca").attention_matrix()),
+        atol=1e-6,
+    )
+    folded.save_weights(tmp_path / "a.weights.h5")
+    other = deploy.fold(trained(method="toeplitz", depth=1, name="other"))
+    other.get_layer("block_0_mixing")._kept = [np.zeros_like(matrix)]
+    other.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(other.get_layer("block_0_mixing")._kept[0], matrix)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_folding_in_half_precision(dtype, images):
+    model = trained(dtype=dtype)
+    expected = model.predict(images, verbose=0).astype("float32")
+    outputs = deploy.fold(model).predict(images, verbose=0).astype("float32")
+    assert np.abs(outputs - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_only_lkca_is_folded():
+    for model in (ViT(depth=1, embed_dim=16), "model.keras", None):
+        with pytest.raises(ValueError, match="`model` must be a LKCAViT.*Received"):
+            deploy.fold(model)
+
+
+def test_fixed_conv_needs_a_static_grid():
+    with pytest.raises(ValueError, match="FixedConv needs a static height"):
+        deploy.FixedConv((3, 3))(keras.Input((None, 4, 8)))
+
+
+# Names and probabilities
+
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture
+def classifier():
+    return trained(num_classes=4, class_names=NAMES)
+
+
+def test_class_names_travel_with_the_model(classifier, tmp_path):
+    classifier.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.class_names == NAMES
+    assert LKCAViT(depth=1).class_names is None
+    assert ViT(depth=1, num_classes=4, class_names=list(NAMES)).class_names == NAMES
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"class_names": ["a", "b"]},
+        {"class_names": [1, 2, 3, 4]},
+        {"class_names": "abcd"},
+        {"class_names": NAMES, "include_top": False},
+    ],
+)
+@pytest.mark.parametrize("model_class", [LKCAViT, ViT])
+def test_bad_class_names(model_class, arguments):
+    with pytest.raises(ValueError, match="`class_names` must be a string for each"):
+        model_class(num_classes=4, depth=1, **arguments)
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_predict_arrays(activation, images):
+    model = trained(num_classes=4, class_names=NAMES, classifier_activation=activation)
+    results = keras_lkca.predict(model, images, top=3)
+    outputs = np.asarray(model.predict(images, verbose=0), "float64")
+    if activation is None:
+        outputs = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+    for result, row in zip(results, outputs, strict=True):
+        order = np.argsort(-row)[:3]
+        assert [name for name, _ in result] == [NAMES[i] for i in order]
+        np.testing.assert_allclose([p for _, p in result], row[order], rtol=1e-4)
+    assert len(keras_lkca.predict(model, images[0], top=9)[0]) == 4
+
+
+def test_predict_without_names(images):
+    names = [name for name, _ in keras_lkca.predict(trained(), images)[0]]
+    assert len(names) == 5 and set(names) <= set("0123456789")
+
+
+def test_predict_files_from_the_command_line(classifier, images, run_python, tmp_path):
+    classifier.save(tmp_path / "model.keras")
+    for index, image in enumerate(images[:2]):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    out = run_python(
+        *("-m", "keras_lkca", "predict", tmp_path / "model.keras", *paths, "--top", 2)
+    )
+    results = keras_lkca.predict(tmp_path / "model.keras", paths, top=2)
+    expected = keras_lkca.predict(classifier, images[:2], top=2)
+    lines = out.splitlines()
+    for number, (path, result) in enumerate(zip(paths, results, strict=True)):
+        assert lines[3 * number] == str(path)
+        for line, (name, probability) in zip(
+            lines[3 * number + 1 :], result, strict=False
+        ):
+            assert line.split() == [f"{probability:.2%}", name]
+        assert [name for name, _ in result] == [name for name, _ in expected[number]]
+
+
+def test_bad_input_to_predict(classifier, images, tmp_path, run_python):
+    with pytest.raises(FileNotFoundError, match="There is no .*missing.png"):
+        keras_lkca.predict(classifier, tmp_path / "missing.png")
+    with pytest.raises(FileNotFoundError, match="There is no .*missing.keras"):
+        keras_lkca.predict(tmp_path / "missing.keras", images)
+    (tmp_path / "model.keras").write_text("no model")
+    with pytest.raises(ValueError, match="model.keras is no `.keras` file"):
+        keras_lkca.predict(tmp_path / "model.keras", images)
+    (tmp_path / "image.png").write_text("no image")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        keras_lkca.predict(classifier, tmp_path / "image.png")
+    with pytest.raises(ValueError, match=r"`images` must be numbers of shape"):
+        keras_lkca.predict(classifier, images[:, :8])
+    with pytest.raises(ValueError, match="`top` must be a positive"):
+        keras_lkca.predict(classifier, images, top=0)
+    with pytest.raises(ValueError, match="`model` must be a Keras model or the path"):
+        keras_lkca.predict(3, images)
+    with pytest.raises(ValueError, match="`model` must map images to classes"):
+        keras_lkca.predict(trained(include_top=False, pooling=None), images)
+    error = run_python(
+        *("-m", "keras_lkca", "predict", tmp_path / "model.keras", "a.png"), expect=2
+    )
+    assert "is no `.keras` file" in error and "Traceback" not in error
+
+
+def test_a_file_with_unknown_classes_says_what_to_do(tmp_path):
+    class Mine(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    inputs = keras.Input((4, 4, 3))
+    keras.Model(inputs, Mine()(inputs)).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="(?s)must be registered.*Mine"):
+        read_model(tmp_path / "model.keras")
