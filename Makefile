@@ -32,5 +32,5 @@ $(VENV)/.demo-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[tensorflow,jax,torch,data,plot,test]"
+	$(PIP) --editable ".[tensorflow,jax,torch,data,export,plot,test]"
 	touch $@

@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from keras_lkca import __version__, ops, predict
+from keras_lkca import __version__, deploy, ops, predict
 
 
 def main(arguments=None):
@@ -31,15 +31,48 @@ def main(arguments=None):
     command.add_argument("model", help="a .keras file")
     command.add_argument("images", nargs="+", help="image files")
     command.add_argument("--top", type=int, default=5, help="classes an image")
+    about = "Export a saved model to a format that is served, and check the result."
+    command = commands.add_parser("export", help=about, description=about)
+    command.add_argument("model", help="a .keras file, of any backend")
+    command.add_argument("output", help="a file; a folder for tf_saved_model")
+    command.add_argument(
+        "--format", choices=sorted(deploy.FORMATS), default="tf_saved_model"
+    )
+    command.add_argument("--no-fold", action="store_true", help="keep every layer")
+    command.add_argument(
+        "--version", type=int, default=1, help="folder below a tf_saved_model's output"
+    )
+    command.add_argument(
+        "--image-bytes",
+        action="store_true",
+        help="a tf_saved_model's signature for JPEG and PNG files",
+    )
+    command.add_argument("--tolerance", type=float, default=1e-4)
+    command.add_argument("--overwrite", action="store_true")
     parsed = parser.parse_args(arguments)
     try:
-        {"calibrate": _calibrate, "predict": _predict}[parsed.command](parsed)
-    except (ValueError, OSError, ImportError) as error:
+        commands = {"calibrate": _calibrate, "export": _export, "predict": _predict}
+        commands[parsed.command](parsed)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def _calibrate(parsed):
     ops.calibrate(parsed.output, tuple(parsed.dtype), parsed.seconds)
+
+
+def _export(parsed):
+    path = deploy.export(
+        parsed.model,
+        parsed.output,
+        parsed.format,
+        fold_model=False if parsed.no_fold else None,
+        version=parsed.version,
+        image_bytes=parsed.image_bytes,
+        tolerance=parsed.tolerance,
+        overwrite=parsed.overwrite,
+    )
+    print(f"wrote {path}")
 
 
 def _predict(parsed):

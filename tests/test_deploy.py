@@ -227,3 +227,186 @@ def test_a_file_with_unknown_classes_says_what_to_do(tmp_path):
     keras.Model(inputs, Mine()(inputs)).save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="(?s)must be registered.*Mine"):
         read_model(tmp_path / "model.keras")
+
+
+# Export
+
+
+ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml", "torch": ".pt2"}
+
+
+def needs(format):
+    for package in deploy.FORMATS[format][1]:
+        pytest.importorskip(package)
+
+
+def expected_of(model, images):
+    outputs = np.asarray(model.predict(images, verbose=0), "float64")
+    outputs = np.exp(outputs - outputs.max(1, keepdims=True))
+    return outputs / outputs.sum(1, keepdims=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # the converters' own
+@pytest.mark.parametrize("format", list(deploy.FORMATS))
+@pytest.mark.parametrize("model_class", [LKCAViT, ViT])
+def test_export_from_every_backend(model_class, format, images, tmp_path, run_python):
+    """The file, read by what serves it, in a process of its own."""
+    needs(format)
+    model = trained(num_classes=4, class_names=NAMES)
+    if model_class is ViT:
+        keras.utils.set_random_seed(0)
+        model = ViT((16, 24, 3), num_classes=4, depth=2, embed_dim=24, num_heads=2)
+    path = deploy.export(
+        model, tmp_path / f"model{ENDINGS.get(format, '')}", format=format
+    )
+    assert path.exists()
+    assert not list(tmp_path.glob(".writing-*"))
+    np.save(tmp_path / "images.npy", images.astype("float32"))
+    read = (
+        "import sys, numpy as np; from keras_lkca.deploy import formats; "
+        "images = np.load(sys.argv[3]); "
+        "outputs = formats.READERS[sys.argv[1]](sys.argv[2], images); "
+        "np.save(sys.argv[4], outputs)"
+    )
+    run_python(
+        *("-c", read, format, path, tmp_path / "images.npy", tmp_path / "out.npy"),
+        backend="torch" if format == "torch" else "tensorflow",
+    )
+    outputs = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mixed_model_is_exported_in_float32(images, tmp_path):
+    needs("onnx")
+    model = trained(dtype="mixed_bfloat16")
+    whole = trained(dtype="float32")
+    whole.set_weights(model.get_weights())
+    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
+    outputs = deploy.formats.read_onnx(path, images.astype("float32"))
+    assert outputs.dtype == "float32"
+    np.testing.assert_allclose(outputs, expected_of(whole, images), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_folding_is_the_default_and_smaller(tmp_path):
+    needs("onnx")
+    model = trained(embed_dim=64)
+    sizes = [
+        deploy.export(model, tmp_path / f"{fold}.onnx", format="onnx", fold_model=fold)
+        .stat()
+        .st_size
+        for fold in (None, False)
+    ]
+    assert sizes[0] < 0.95 * sizes[1]
+
+
+SERVED = """
+import io, sys
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+folder, images = sys.argv[1], np.load(sys.argv[2])
+loaded = tf.saved_model.load(folder, tags=["serve"])
+signatures = loaded.signatures
+assert set(signatures) == {"serving_default", "uint8", "image_bytes"}, set(signatures)
+floats = signatures["serving_default"](images=tf.constant(images, tf.float32))
+bytes_ = signatures["uint8"](images=tf.constant(images))
+assert set(floats) == {"probabilities", "classes", "labels"}
+names = np.array(["ant", "bee", "cat", "dog"])
+best = floats["probabilities"].numpy().argmax(-1)
+assert (floats["classes"].numpy() == best).all()
+assert [x.decode() for x in floats["labels"].numpy()] == names[best].tolist()
+for key in ("probabilities", "classes"):
+    np.testing.assert_array_equal(floats[key].numpy(), bytes_[key].numpy())
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+# An image of another size and aspect: its middle counts.
+wide = np.zeros((32, 96, 3), "uint8")
+wide[:, 24:72] = images[0].repeat(2, 0).repeat(2, 1)
+encoded = tf.constant([png(images[0]), png(images[1]), png(wide)])
+files = signatures["image_bytes"](image_bytes=encoded)["probabilities"].numpy()
+np.testing.assert_allclose(files[:2], floats["probabilities"].numpy()[:2], atol=1e-5)
+assert abs(files[2] - files[0]).max() < 0.2
+for bad in (b"no image", b""):
+    try:
+        signatures["image_bytes"](image_bytes=tf.constant([bad]))
+    except tf.errors.InvalidArgumentError as error:
+        pass
+    else:
+        raise AssertionError(bad)
+
+# As TensorFlow Serving loads it.
+with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder)
+    signature = graph.signature_def["serving_default"]
+    outputs = session.run(
+        signature.outputs["probabilities"].name,
+        {signature.inputs["images"].name: images.astype("float32")},
+    )
+np.testing.assert_allclose(outputs, floats["probabilities"].numpy(), atol=1e-6)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_tensorflow_serving_needs(classifier, images, tmp_path, run_python):
+    needs("tf_saved_model")
+    path = deploy.export(
+        classifier, tmp_path / "pets", version=7, image_bytes=True, overwrite=True
+    )
+    assert path == tmp_path / "pets" / "7" and (path / "saved_model.pb").exists()
+    np.save(tmp_path / "images.npy", images)
+    run_python("-c", SERVED, path, tmp_path / "images.npy", backend="tensorflow")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_there_is_replaced_whole_or_not_at_all(classifier, tmp_path):
+    needs("tf_saved_model")
+    version = tmp_path / "pets" / "1"
+    version.mkdir(parents=True)
+    (version / "old").write_text("old")
+    with pytest.raises(ValueError, match=r"1 exists; choose another version.*--overw"):
+        deploy.export(classifier, tmp_path / "pets")
+    with pytest.raises((ValueError, RuntimeError), match="differ by.*nothing was writ"):
+        deploy.export(classifier, tmp_path / "pets", tolerance=-1.0, overwrite=True)
+    assert [path.name for path in version.iterdir()] == ["old"]
+    deploy.export(classifier, tmp_path / "pets", overwrite=True)
+    assert not (version / "old").exists() and (version / "saved_model.pb").exists()
+    assert [path.name for path in version.parent.iterdir()] == ["1"]
+
+
+def test_export_from_the_command_line(classifier, run_python, tmp_path):
+    needs("onnx")
+    classifier.save(tmp_path / "model.keras")
+    command = ("-m", "keras_lkca", "export", tmp_path / "model.keras")
+    out = run_python(*command, tmp_path / "model.onnx", "--format", "onnx")
+    assert "probabilities differ by" in out and f"wrote {tmp_path}/model.onnx" in out
+    error = run_python(*command, tmp_path / "model.onnx", "--format", "onnx", expect=2)
+    assert "exists; choose another" in error and "Traceback" not in error
+
+
+def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`format` must be one of.*'tflite'"):
+        deploy.export(classifier, tmp_path / "x", format="tflite")
+    with pytest.raises(ValueError, match="`version` must be a positive"):
+        deploy.export(classifier, tmp_path / "x", version=0)
+    with pytest.raises(FileNotFoundError, match="There is no"):
+        deploy.export(tmp_path / "missing.keras", tmp_path / "x")
+    with pytest.raises(ValueError, match="`model` must map images to classes"):
+        deploy.export(trained(include_top=False, pooling=None), tmp_path / "x")
+    with pytest.raises(ValueError, match="`fold_model` is for a LKCAViT"):
+        deploy.export(ViT(depth=1), tmp_path / "x", fold_model=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written to"):
+        deploy.export(classifier, tmp_path / "file" / "x")
+    monkeypatch.setitem(deploy.FORMATS, "onnx", ("tensorflow", ("no_such_package",)))
+    with pytest.raises(ImportError, match=r"no-such-package.*keras-lkca\[export\]"):
+        deploy.export(classifier, tmp_path / "x.onnx", format="onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,228 @@
+"""From a `.keras` file of any backend to a format that is served."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+
+from keras_lkca.deploy import formats
+from keras_lkca.deploy.fold import FoldedLKCAViT, fold
+from keras_lkca.deploy.predict import read_model
+from keras_lkca.extras import require
+from keras_lkca.layers.checks import check_positive_int
+from keras_lkca.models import LKCAViT, ViT
+
+# The backend that exports each format, and the packages that this and the check of
+# the result take.
+FORMATS = {
+    "tf_saved_model": ("tensorflow", ("tensorflow",)),
+    "onnx": ("tensorflow", ("tensorflow", "tf2onnx", "onnxruntime")),
+    "litert": ("tensorflow", ("tensorflow", "ai_edge_litert")),
+    "openvino": ("tensorflow", ("tensorflow", "openvino")),
+    "torch": ("torch", ("torch",)),
+}
+
+
+def export(
+    model,
+    output,
+    format: str = "tf_saved_model",
+    fold_model: bool | None = None,
+    version: int = 1,
+    image_bytes: bool = False,
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Export a classifier, whatever backend trained it, and check the result.
+
+    The model is rebuilt in float32, exported by a backend that can (in a fresh
+    process where it is not the active one), loaded back by the runtime that serves the
+    format, and compared with the Keras model on seeded images. Images go in as float32
+    in [0, 255]; the normalisation is within. Out come `probabilities`
+    `(batch, classes)` and, in a SavedModel, `classes`, the likeliest ones, and
+    `labels`, their names where the model has `class_names`.
+
+    Args:
+        model: A classifier, or the path of its `.keras` file.
+        output: Where to write: the folder that holds the versions for
+            `"tf_saved_model"`, a file otherwise (`.onnx`, `.tflite`, `.xml` with a
+            `.bin` beside it, `.pt2`).
+        format: `"tf_saved_model"` for TensorFlow Serving, `"onnx"` for ONNX Runtime,
+            `"litert"` for LiteRT (TensorFlow Lite), `"openvino"`, or `"torch"` for
+            `torch.export.load`. The batch is of any size but in `"litert"`, where it
+            is 1.
+        fold_model: Whether to fold a `LKCAViT` before, see `keras_lkca.deploy.fold`;
+            `None` does where it can.
+        version: Positive integer, the folder below `output`, for
+            `"tf_saved_model"`.
+        image_bytes: Whether a SavedModel also gets the signature `image_bytes`: JPEG or
+            PNG files as strings, decoded, cropped about the centre and resized.
+        tolerance: Largest difference of a probability that is accepted.
+        overwrite: Whether to replace what is there.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        ValueError: If an argument is not as above, `output` exists, or the result
+            differs by more than `tolerance`; then nothing is written.
+        FileNotFoundError: If there is no such `.keras` file.
+        ImportError: If a package is missing that the format takes.
+        RuntimeError: If the export fails in another process, with its message.
+
+    Example:
+
+    ```python
+    export("model.keras", "serving/pets")  # serving/pets/1/saved_model.pb
+    export("model.keras", "model.onnx", format="onnx")
+    ```
+    """
+    if format not in FORMATS:
+        raise ValueError(
+            f"`format` must be one of {sorted(FORMATS)}. Received: format={format!r}"
+        )
+    check_positive_int("version", version)
+    backend, packages = FORMATS[format]
+    for package in packages:
+        require(package, "export")
+    target = pathlib.Path(output).expanduser()
+    if format == "tf_saved_model":
+        target = target / str(version)
+    if target.exists() and not overwrite:
+        raise ValueError(
+            f"{target} exists; choose another"
+            f"{' version' if format == 'tf_saved_model' else ''} or replace it: "
+            f"overwrite=True, --overwrite. Received: output={str(output)!r}"
+        )
+    model = read_model(model)
+    if len(model.output_shape) != 2 or len(model.input_shape) != 4:
+        raise ValueError(
+            "`model` must map images to classes. Received: a model from "
+            f"{model.input_shape} to {model.output_shape}"
+        )
+    if fold_model and not isinstance(model, LKCAViT):
+        raise ValueError(
+            "`fold_model` is for a LKCAViT; leave it out for other models. "
+            f"Received: model={model!r}"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replaced(target) as temporary:
+            arguments = (format, fold_model is not False, image_bytes, tolerance)
+            if keras.config.backend() == backend:
+                write(model, temporary, *arguments)
+            else:
+                _write_elsewhere(backend, model, temporary, *arguments)
+    except OSError as error:
+        raise ValueError(
+            f"{target} cannot be written to ({error}). Received: output={str(output)!r}"
+        ) from error
+    return target
+
+
+def write(model, path, format, folded, image_bytes, tolerance):
+    """Write and check one format; the backend is one that can.
+
+    Example:
+
+    ```python
+    write(model, path, "onnx", folded=True, image_bytes=False, tolerance=1e-4)
+    ```
+    """
+    path = pathlib.Path(path)
+    reference = in_float32(model)
+    served = fold(reference) if folded and type(reference) is LKCAViT else reference
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, *served.input_shape[1:])).astype("float32")
+    expected = formats.probabilities(reference, images)
+    expected = keras.ops.convert_to_numpy(expected)
+    if served is reference:  # whose layers must not change
+        served = in_float32(model, copy=True)
+    formats.use_erf(served)
+    {
+        "tf_saved_model": lambda: formats.tf_saved_model(served, path, image_bytes),
+        "onnx": lambda: formats.onnx(served, path),
+        "litert": lambda: formats.litert(served, path),
+        "openvino": lambda: formats.openvino(served, path),
+        "torch": lambda: formats.torch(served, path),
+    }[format]()
+    outputs = formats.READERS[format](path, images)
+    difference = float(np.abs(outputs - expected).max())
+    print(f"{format}: probabilities differ by {difference:.1e} at most", flush=True)
+    if not difference <= tolerance:
+        raise ValueError(
+            f"The export's probabilities differ by {difference:.1e} from the Keras "
+            f"model's, more than `tolerance`; nothing was written. Received: "
+            f"tolerance={tolerance!r}"
+        )
+
+
+def in_float32(model, copy=False):
+    """Return a model that computes in float32, of the same weights."""
+    if model.dtype_policy.name == "float32" and not copy:
+        return model
+    if not isinstance(model, (LKCAViT, ViT, FoldedLKCAViT)):
+        if model.dtype_policy.name != "float32":
+            raise ValueError(
+                "`model` must be in float32, or a model of keras_lkca, which is "
+                "rebuilt. Received: a model in "
+                f"{model.dtype_policy.name}"
+            )
+        return model
+    rebuilt = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    rebuilt.set_weights(model.get_weights())
+    for layer in rebuilt.layers:
+        if hasattr(layer, "prepare"):
+            layer.prepare()
+    return rebuilt
+
+
+def _write_elsewhere(backend, model, path, format, folded, image_bytes, tolerance):
+    """Export in a fresh process, under the backend that can."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "model.keras"
+        model.save(file)
+        code = (
+            "import sys; from keras_lkca.deploy.export import write; "
+            "from keras_lkca.deploy.predict import read_model; "
+            "write(read_model(sys.argv[1]), sys.argv[2], sys.argv[3], "
+            "sys.argv[4] == 'True', sys.argv[5] == 'True', float(sys.argv[6]))"
+        )
+        arguments = [file, path, format, folded, image_bytes, tolerance]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": backend,
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise RuntimeError(
+            f"The export under {backend} failed: {done.stderr.strip().splitlines()[-1]}"
+        )
+    line = [line for line in done.stdout.splitlines() if line.startswith(format)]
+    print(*line, sep="\n", flush=True)
+
+
+@contextlib.contextmanager
+def _replaced(target):
+    """Give a temporary path that takes the place of a file or folder on success."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+        temporary = pathlib.Path(folder) / target.name
+        yield temporary
+        if target.is_dir():
+            target.rename(pathlib.Path(folder) / "replaced")
+        for path in temporary.parent.iterdir():
+            if path.name == "replaced":
+                continue
+            # OpenVINO's weights lie beside its file.
+            path.replace(target.parent / path.name)

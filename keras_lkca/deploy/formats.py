@@ -1,0 +1,212 @@
+"""Each format, written by its own library and read by the runtime that serves it."""
+
+import keras
+import numpy as np
+
+from keras_lkca.deploy.predict import gives_probabilities
+from keras_lkca.extras import require
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+def erf_gelu(x):
+    """GELU by `erf`, which every format has; TensorFlow's own takes `erfc`."""
+    return 0.5 * x * (1 + keras.ops.erf(x * (0.5**0.5)))
+
+
+def use_erf(model):
+    """Let a model's exact GELUs be computed by `erf`."""
+    for layer in model.layers:
+        if getattr(layer, "activation", None) is keras.activations.gelu:
+            layer.activation = erf_gelu
+
+
+def probabilities(model, images):
+    """Return a classifier's probabilities, in float32."""
+    outputs = keras.ops.cast(model(images, training=False), "float32")
+    if gives_probabilities(model):
+        return outputs
+    return keras.ops.softmax(outputs)
+
+
+def tf_saved_model(model, path, image_bytes=False):
+    """Write a SavedModel with the signatures of TensorFlow Serving.
+
+    Args:
+        model: A classifier; the backend is TensorFlow.
+        path: Folder to write.
+        image_bytes: Whether to add a signature on encoded images.
+    """
+    tf = require("tensorflow", "export")
+    height, width, channels = model.input_shape[1:]
+    names = getattr(model, "class_names", None)
+
+    def answers(images):
+        found = probabilities(model, images)
+        best = tf.argmax(found, -1)
+        outputs = {"probabilities": found, "classes": best}
+        if names:
+            outputs["labels"] = tf.gather(tf.constant(names), best)
+        return outputs
+
+    shape = (None, height, width, channels)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
+    def serve(images):
+        return answers(images)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8, name="images")])
+    def serve_uint8(images):
+        return answers(tf.cast(images, tf.float32))
+
+    def decode(data):
+        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
+        image.set_shape((None, None, channels))
+        image = tf.cast(image, tf.float32)
+        # About the centre, to the aspect ratio of the model's images.
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        scale = tf.reduce_min(size / [float(height), float(width)])
+        crop = tf.cast(tf.round(scale * [float(height), float(width)]), tf.int32)
+        top, left = tf.unstack((tf.shape(image)[:2] - crop) // 2)
+        image = tf.image.crop_to_bounding_box(image, top, left, crop[0], crop[1])
+        image = tf.image.resize(image, (height, width), "bicubic", antialias=True)
+        return tf.clip_by_value(image, 0, 255)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")]
+    )
+    def serve_bytes(image_bytes):
+        return answers(tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32))
+
+    signatures = {"serving_default": serve, "uint8": serve_uint8}
+    if image_bytes:
+        signatures["image_bytes"] = serve_bytes
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+def read_tf_saved_model(path, images):
+    """Return a SavedModel's probabilities, by the signature that is served."""
+    tf = require("tensorflow", "export")
+    loaded = tf.saved_model.load(str(path), tags=["serve"])
+    outputs = loaded.signatures["serving_default"](images=tf.constant(images))
+    return outputs["probabilities"].numpy()
+
+
+def _function(model, batch):
+    """Return the model as one TensorFlow function of images."""
+    tf = require("tensorflow", "export")
+    shape = (batch, *model.input_shape[1:])
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
+    def function(images):
+        return {"probabilities": probabilities(model, images)}
+
+    return function
+
+
+def onnx(model, path):
+    """Write an ONNX file, of any batch size; the backend is TensorFlow."""
+    tf2onnx = require("tf2onnx", "export")
+    function = _function(model, None)
+    tf2onnx.convert.from_function(
+        function,
+        input_signature=function.input_signature,
+        opset=17,
+        output_path=str(path),
+    )
+
+
+def read_onnx(path, images):
+    """Return an ONNX file's probabilities, by ONNX Runtime."""
+    runtime = require("onnxruntime", "export")
+    session = runtime.InferenceSession(str(path))
+    return session.run(["probabilities"], {"images": images})[0]
+
+
+def litert(model, path):
+    """Write a LiteRT file for one image at a time; the backend is TensorFlow."""
+    tf = require("tensorflow", "export")
+    function = _function(model, 1)
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.function = function
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], module
+    )
+    path.write_bytes(converter.convert())
+
+
+def read_litert(path, images):
+    """Return a LiteRT file's probabilities, by its interpreter."""
+    interpreter = require("ai_edge_litert.interpreter", "export", "ai-edge-litert")
+    interpreter = interpreter.Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    (inputs,), (outputs,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    results = []
+    for image in images:
+        interpreter.set_tensor(inputs["index"], image[None])
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(outputs["index"])[0])
+    return np.stack(results)
+
+
+def openvino(model, path):
+    """Write OpenVINO's two files, of any batch size; the backend is TensorFlow."""
+    runtime = require("openvino", "export")
+    shape = (-1, *model.input_shape[1:])
+    converted = runtime.convert_model(
+        _function(model, None).get_concrete_function(), input=[("images", shape)]
+    )
+    # Not compressed to half precision.
+    runtime.save_model(converted, str(path), compress_to_fp16=False)
+
+
+def read_openvino(path, images):
+    """Return an OpenVINO file's probabilities, computed in float32."""
+    runtime = require("openvino", "export")
+    compiled = runtime.Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return compiled([images])[0]
+
+
+def torch(model, path):
+    """Write a program for `torch.export.load`; the backend is torch."""
+    library = require("torch", "export")
+
+    class Serve(library.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return probabilities(self.model, images)
+
+    batch = library.export.Dim("batch", min=1)
+    example = library.zeros((2, *model.input_shape[1:]))
+    with library.no_grad():
+        program = library.export.export(
+            Serve().eval(), (example,), dynamic_shapes={"images": {0: batch}}
+        )
+    library.export.save(program, str(path))
+
+
+def read_torch(path, images):
+    """Return an exported program's probabilities."""
+    library = require("torch", "export")
+    program = library.export.load(str(path)).module()
+    with library.no_grad():
+        return program(library.from_numpy(images)).numpy()
+
+
+READERS = {
+    "tf_saved_model": read_tf_saved_model,
+    "onnx": read_onnx,
+    "litert": read_litert,
+    "openvino": read_openvino,
+    "torch": read_torch,
+}
