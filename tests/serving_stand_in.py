@@ -1,10 +1,11 @@
-"""A stand-in for TensorFlow Serving's REST predict API, around a real SavedModel.
+"""A stand-in for TensorFlow Serving's predict APIs, around a real SavedModel.
 
     python tests/serving_stand_in.py FOLDER NAME
 
-serves the highest version below FOLDER and prints the port. After the API's
-documentation: the row form ("instances") and the column form ("inputs"), base64 as
-{"b64": ...}, a bare value where there is one input or output, errors as {"error": ...}.
+serves the highest version below FOLDER and prints the ports of REST and gRPC. After the
+REST API's documentation: the row form ("instances") and the column form ("inputs"),
+base64 as {"b64": ...}, a bare value where there is one input or output, errors as
+{"error": ...}.
 """
 
 import base64
@@ -13,9 +14,12 @@ import http.server
 import json
 import pathlib
 import sys
+from concurrent import futures
 
+import grpc
 import numpy as np
 import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 version = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
@@ -147,6 +151,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """The one call of the gRPC API that the client makes."""
+
+    def Predict(self, request, context):
+        spec = request.model_spec
+        if spec.name != name or spec.signature_name not in loaded.signatures:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found: {spec.name}")
+        function = loaded.signatures[spec.signature_name]
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        try:
+            outputs = function(**inputs)
+        except (tf.errors.InvalidArgumentError, TypeError, ValueError) as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:500])
+        answer = predict_pb2.PredictResponse()
+        for key, value in outputs.items():
+            answer.outputs[key].CopyFrom(tf.make_tensor_proto(value))
+        return answer
+
+
+calls = grpc.server(futures.ThreadPoolExecutor(2))
+prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+    Predictions(), calls
+)
+port = calls.add_insecure_port("localhost:0")
+calls.start()
 server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-print(server.server_port, flush=True)
+print(server.server_port, port, flush=True)
 server.serve_forever()

@@ -1,4 +1,4 @@
-"""The examples' client over a real socket, against a stand-in of the server."""
+"""The examples' clients over real sockets, against a stand-in of the server."""
 
 import base64
 import io
@@ -19,6 +19,7 @@ import keras_lkca
 from keras_lkca import deploy
 
 pytest.importorskip("tensorflow")
+pytest.importorskip("tensorflow_serving")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
+def addresses(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving") / "pets"
     deploy.export(model, folder, version=2, image_bytes=True)
     process = subprocess.Popen(
@@ -37,9 +38,15 @@ def server(model, tmp_path_factory):
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    yield f"http://localhost:{int(process.stdout.readline())}"
+    rest, grpc = process.stdout.readline().split()
+    yield f"http://localhost:{rest}", f"localhost:{grpc}"
     process.kill()
     process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(addresses):
+    return addresses[0]
 
 
 @pytest.fixture
@@ -89,6 +96,27 @@ def test_the_client_says_what_is_wrong(server, pictures, run_python, tmp_path):
         (("pets", tmp_path / "text.jpg"), 1, "the server refused (400)"),
         (("pets", tmp_path / "missing.jpg"), 2, "No such file"),
         (("pets", pictures[1][0], "--server", "http://localhost:9"), 1, "no server at"),
+    ):
+        error = run_python(*arguments, *rest, expect=code)
+        assert message in error and "Traceback" not in error
+
+
+def test_the_grpc_client(model, addresses, pictures, run_python, tmp_path):
+    images, paths = pictures
+    client = ROOT / "examples" / "serving" / "grpc_client.py"
+    arguments = (client, "--server", addresses[1], "--model")
+    out = run_python(*arguments, "pets", *paths)
+    results = keras_lkca.predict(model, images, top=1)
+    assert out.splitlines() == [
+        f"{path}: {name}, {probability:.2%}"
+        for path, [(name, probability)] in zip(paths, results, strict=True)
+    ]
+    (tmp_path / "text.jpg").write_text("no image")
+    for rest, code, message in (
+        (("dogs", paths[0]), 1, "NOT_FOUND"),
+        (("pets", tmp_path / "text.jpg"), 1, "INVALID_ARGUMENT"),
+        (("pets", tmp_path / "missing.jpg"), 2, "No such file"),
+        (("pets", paths[0], "--server", "localhost:9"), 1, "UNAVAILABLE"),
     ):
         error = run_python(*arguments, *rest, expect=code)
         assert message in error and "Traceback" not in error
