@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from keras_lkca import __version__, deploy, ops, predict
+from keras_lkca.data.folders import decode, images_below
 
 
 def main(arguments=None):
@@ -47,7 +49,13 @@ def main(arguments=None):
         action="store_true",
         help="a tf_saved_model's signature for JPEG and PNG files",
     )
-    command.add_argument("--tolerance", type=float, default=1e-4)
+    command.add_argument(
+        "--quantize", choices=deploy.formats.QUANTIZE, help="litert only"
+    )
+    command.add_argument(
+        "--calibration", metavar="FOLDER", help="of images, for --quantize int8"
+    )
+    command.add_argument("--tolerance", type=float, help="default: 1e-4")
     command.add_argument("--overwrite", action="store_true")
     parsed = parser.parse_args(arguments)
     try:
@@ -62,6 +70,14 @@ def _calibrate(parsed):
 
 
 def _export(parsed):
+    images = None
+    if parsed.calibration:
+        model = deploy.read_model(parsed.model)
+        folder = pathlib.Path(parsed.calibration).expanduser()
+        images = images_below(folder)
+        if not images:
+            raise ValueError(f"--calibration {folder} holds no images.")
+        images, _ = decode(images, model.input_shape[1:3])
     path = deploy.export(
         parsed.model,
         parsed.output,
@@ -69,6 +85,8 @@ def _export(parsed):
         fold_model=False if parsed.no_fold else None,
         version=parsed.version,
         image_bytes=parsed.image_bytes,
+        quantize=parsed.quantize,
+        calibration_images=images,
         tolerance=parsed.tolerance,
         overwrite=parsed.overwrite,
     )

@@ -5,7 +5,7 @@ from PIL import Image
 
 import keras_lkca
 from keras_lkca import LKCAViT, ViT, deploy
-from keras_lkca.deploy.predict import read_model
+from keras_lkca.deploy import read_model
 
 
 def trained(**arguments):
@@ -380,6 +380,44 @@ def test_what_is_there_is_replaced_whole_or_not_at_all(classifier, tmp_path):
     deploy.export(classifier, tmp_path / "pets", overwrite=True)
     assert not (version / "old").exists() and (version / "saved_model.pb").exists()
     assert [path.name for path in version.parent.iterdir()] == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("quantize", ["weights", "int8"])
+def test_quantized_litert(quantize, images, tmp_path, rng):
+    needs("litert")
+    model = trained(embed_dim=64)
+    whole = deploy.export(model, tmp_path / "whole.tflite", format="litert")
+    calibration = rng.integers(0, 256, (20, 16, 24, 3)).astype("uint8")
+    small = deploy.export(
+        model,
+        tmp_path / "small.tflite",
+        format="litert",
+        quantize=quantize,
+        calibration_images=calibration if quantize == "int8" else None,
+    )
+    assert small.stat().st_size < 0.5 * whole.stat().st_size
+    outputs = deploy.formats.read_litert(small, images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=0.1)
+
+
+def test_bad_input_to_quantized_export(classifier, images, tmp_path):
+    needs("litert")
+    for arguments, message in (
+        ({"quantize": "int4"}, "`quantize` must be one of"),
+        ({"quantize": "int8", "format": "onnx"}, "`quantize` must be one of"),
+        ({"quantize": "int8"}, "`calibration_images` are for quantize='int8'"),
+        ({"calibration_images": images}, "`calibration_images` are for"),
+        (
+            {"quantize": "int8", "calibration_images": images[:, :8]},
+            "`calibration_images` must be .*Received: shape",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            deploy.export(
+                classifier, tmp_path / "x", **{"format": "litert", **arguments}
+            )
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_from_the_command_line(classifier, run_python, tmp_path):

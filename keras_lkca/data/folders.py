@@ -61,7 +61,7 @@ def from_directory(directory, image_size, on_error: str = "raise"):
             f"`directory` is no folder. Received: directory={str(directory)!r}"
         )
     classes = sorted(path for path in directory.iterdir() if _is_folder(path))
-    files = [_images_below(path) for path in classes]
+    files = [images_below(path) for path in classes]
     empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
     if empty or not classes:
         raise FileNotFoundError(
@@ -190,7 +190,7 @@ def _is_image(path):
     return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
 
 
-def _images_below(folder):
+def images_below(folder):
     """Return a folder's images, however deep, but not within hidden folders."""
     return sorted(
         path
@@ -229,7 +229,7 @@ def tiny_imagenet(root, split, facts):
             f"holds {len(classes)} folders: unpack the archive again."
         )
     if split == "train":
-        files = [_images_below(folder / "train" / name) for name in classes]
+        files = [images_below(folder / "train" / name) for name in classes]
         empty = [name for name, found in zip(classes, files, strict=True) if not found]
         if empty:
             raise FileNotFoundError(

@@ -2,6 +2,14 @@
 
 from keras_lkca.deploy.export import FORMATS, export
 from keras_lkca.deploy.fold import FixedConv, FoldedLKCAViT, fold
-from keras_lkca.deploy.predict import predict
+from keras_lkca.deploy.predict import predict, read_model
 
-__all__ = ["FORMATS", "FixedConv", "FoldedLKCAViT", "export", "fold", "predict"]
+__all__ = [
+    "FORMATS",
+    "FixedConv",
+    "FoldedLKCAViT",
+    "export",
+    "fold",
+    "predict",
+    "read_model",
+]

@@ -1,6 +1,7 @@
 """From a `.keras` file of any backend to a format that is served."""
 
 import contextlib
+import json
 import os
 import pathlib
 import subprocess
@@ -35,7 +36,9 @@ def export(
     fold_model: bool | None = None,
     version: int = 1,
     image_bytes: bool = False,
-    tolerance: float = 1e-4,
+    quantize: str | None = None,
+    calibration_images=None,
+    tolerance: float | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Export a classifier, whatever backend trained it, and check the result.
@@ -62,7 +65,12 @@ def export(
             `"tf_saved_model"`.
         image_bytes: Whether a SavedModel also gets the signature `image_bytes`: JPEG or
             PNG files as strings, decoded, cropped about the centre and resized.
-        tolerance: Largest difference of a probability that is accepted.
+        quantize: For `"litert"`: `"weights"` keeps the weights as 8-bit integers,
+            `"int8"` also computes with them, between float inputs and outputs.
+        calibration_images: For `"int8"`: some hundred images like those that will
+            come, `(n, height, width, channels)` in [0, 255].
+        tolerance: Largest difference of a probability that is accepted. Defaults to
+            1e-4, and to any with `quantize`; it is printed.
         overwrite: Whether to replace what is there.
 
     Returns:
@@ -99,12 +107,31 @@ def export(
             f"{' version' if format == 'tf_saved_model' else ''} or replace it: "
             f"overwrite=True, --overwrite. Received: output={str(output)!r}"
         )
+    if quantize not in (None, *formats.QUANTIZE) or (quantize and format != "litert"):
+        raise ValueError(
+            f"`quantize` must be one of {formats.QUANTIZE}, with format='litert', or "
+            f"None. Received: quantize={quantize!r}, format={format!r}"
+        )
+    if tolerance is None:
+        tolerance = 1.0 if quantize else 1e-4
     model = read_model(model)
     if len(model.output_shape) != 2 or len(model.input_shape) != 4:
         raise ValueError(
             "`model` must map images to classes. Received: a model from "
             f"{model.input_shape} to {model.output_shape}"
         )
+    if (quantize == "int8") != (calibration_images is not None):
+        raise ValueError(
+            "`calibration_images` are for quantize='int8', which needs them. Received: "
+            f"quantize={quantize!r}"
+        )
+    if calibration_images is not None:
+        calibration_images = np.asarray(calibration_images, "float32")
+        if calibration_images.shape[1:] != model.input_shape[1:]:
+            raise ValueError(
+                f"`calibration_images` must be {('n', *model.input_shape[1:])}. "
+                f"Received: shape {calibration_images.shape}"
+            )
     if fold_model and not isinstance(model, LKCAViT):
         raise ValueError(
             "`fold_model` is for a LKCAViT; leave it out for other models. "
@@ -113,11 +140,17 @@ def export(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _replaced(target) as temporary:
-            arguments = (format, fold_model is not False, image_bytes, tolerance)
+            options = {
+                "format": format,
+                "folded": fold_model is not False,
+                "image_bytes": image_bytes,
+                "quantize": quantize,
+                "tolerance": tolerance,
+            }
             if keras.config.backend() == backend:
-                write(model, temporary, *arguments)
+                write(model, temporary, calibration_images, **options)
             else:
-                _write_elsewhere(backend, model, temporary, *arguments)
+                _write_elsewhere(backend, model, temporary, calibration_images, options)
     except OSError as error:
         raise ValueError(
             f"{target} cannot be written to ({error}). Received: output={str(output)!r}"
@@ -125,15 +158,10 @@ def export(
     return target
 
 
-def write(model, path, format, folded, image_bytes, tolerance):
-    """Write and check one format; the backend is one that can.
-
-    Example:
-
-    ```python
-    write(model, path, "onnx", folded=True, image_bytes=False, tolerance=1e-4)
-    ```
-    """
+def write(
+    model, path, calibration_images, format, folded, image_bytes, quantize, tolerance
+):
+    """Write and check one format; the backend is one that can."""
     path = pathlib.Path(path)
     reference = in_float32(model)
     served = fold(reference) if folded and type(reference) is LKCAViT else reference
@@ -147,7 +175,7 @@ def write(model, path, format, folded, image_bytes, tolerance):
     {
         "tf_saved_model": lambda: formats.tf_saved_model(served, path, image_bytes),
         "onnx": lambda: formats.onnx(served, path),
-        "litert": lambda: formats.litert(served, path),
+        "litert": lambda: formats.litert(served, path, quantize, calibration_images),
         "openvino": lambda: formats.openvino(served, path),
         "torch": lambda: formats.torch(served, path),
     }[format]()
@@ -182,20 +210,31 @@ def in_float32(model, copy=False):
     return rebuilt
 
 
-def _write_elsewhere(backend, model, path, format, folded, image_bytes, tolerance):
+# What a fresh process runs: the model, the images and the options lie in its folder.
+_ELSEWHERE = """
+import json, pathlib, sys
+import numpy as np
+from keras_lkca.deploy.export import write
+from keras_lkca.deploy.predict import read_model
+
+folder, path = map(pathlib.Path, sys.argv[1:])
+images = folder / "images.npy"
+images = np.load(images) if images.exists() else None
+options = json.loads((folder / "options.json").read_text())
+write(read_model(folder / "model.keras"), path, images, **options)
+"""
+
+
+def _write_elsewhere(backend, model, path, calibration_images, options):
     """Export in a fresh process, under the backend that can."""
     with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / "model.keras"
-        model.save(file)
-        code = (
-            "import sys; from keras_lkca.deploy.export import write; "
-            "from keras_lkca.deploy.predict import read_model; "
-            "write(read_model(sys.argv[1]), sys.argv[2], sys.argv[3], "
-            "sys.argv[4] == 'True', sys.argv[5] == 'True', float(sys.argv[6]))"
-        )
-        arguments = [file, path, format, folded, image_bytes, tolerance]
+        folder = pathlib.Path(folder)
+        model.save(folder / "model.keras")
+        (folder / "options.json").write_text(json.dumps(options))
+        if calibration_images is not None:
+            np.save(folder / "images.npy", calibration_images)
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
+            [sys.executable, "-c", _ELSEWHERE, str(folder), str(path)],
             env={
                 **os.environ,
                 "KERAS_BACKEND": backend,
@@ -209,8 +248,8 @@ def _write_elsewhere(backend, model, path, format, folded, image_bytes, toleranc
         raise RuntimeError(
             f"The export under {backend} failed: {done.stderr.strip().splitlines()[-1]}"
         )
-    line = [line for line in done.stdout.splitlines() if line.startswith(format)]
-    print(*line, sep="\n", flush=True)
+    lines = done.stdout.splitlines()
+    print(*(x for x in lines if x.startswith(options["format"])), sep="\n", flush=True)
 
 
 @contextlib.contextmanager

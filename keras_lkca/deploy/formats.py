@@ -124,8 +124,18 @@ def read_onnx(path, images):
     return session.run(["probabilities"], {"images": images})[0]
 
 
-def litert(model, path):
-    """Write a LiteRT file for one image at a time; the backend is TensorFlow."""
+QUANTIZE = ("weights", "int8")
+
+
+def litert(model, path, quantize=None, calibration_images=None):
+    """Write a LiteRT file for one image at a time; the backend is TensorFlow.
+
+    Args:
+        model: A classifier.
+        path: File to write.
+        quantize: `None`, or one of `QUANTIZE`.
+        calibration_images: float32 images from which `"int8"` takes the ranges.
+    """
     tf = require("tensorflow", "export")
     function = _function(model, 1)
     module = tf.Module()
@@ -134,6 +144,14 @@ def litert(model, path):
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [function.get_concrete_function()], module
     )
+    if quantize:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "int8":
+        converter.representative_dataset = lambda: (
+            [image[None]] for image in calibration_images
+        )
+        # One scale a matrix: with one a row the scales take a tenth of the file.
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
     path.write_bytes(converter.convert())
 
 
