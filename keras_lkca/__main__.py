@@ -55,7 +55,7 @@ def main(arguments=None):
     command.add_argument(
         "--calibration", metavar="FOLDER", help="of images, for --quantize int8"
     )
-    command.add_argument("--tolerance", type=float, help="default: 1e-4")
+    command.add_argument("--tolerance", type=float, help="default: 1e-4, quantized 0.1")
     command.add_argument("--overwrite", action="store_true")
     parsed = parser.parse_args(arguments)
     try:

@@ -1,3 +1,5 @@
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -95,10 +97,18 @@ def test_what_follows_from_the_kernel_is_kept_and_renewed(images, tmp_path):
         atol=1e-6,
     )
     folded.save_weights(tmp_path / "a.weights.h5")
-    other = deploy.fold(trained(method="toeplitz", depth=1, name="other"))
-    other.get_layer("block_0_mixing")._kept = [np.zeros_like(matrix)]
-    other.load_weights(tmp_path / "a.weights.h5")
-    np.testing.assert_array_equal(other.get_layer("block_0_mixing")._kept[0], matrix)
+    expected = folded.predict(images, verbose=0)
+    for load in (
+        lambda other: other.load_weights(tmp_path / "a.weights.h5"),
+        lambda other: other.set_weights(folded.get_weights()),
+    ):
+        plain = LKCAViT((16, 24, 3), depth=1, embed_dim=24, method="toeplitz")
+        other = deploy.fold(plain)
+        assert np.abs(other.predict(images, verbose=0) - expected).max() > 0.1
+        load(other)
+        np.testing.assert_allclose(
+            other.predict(images, verbose=0), expected, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
@@ -367,15 +377,29 @@ def test_what_tensorflow_serving_needs(classifier, images, tmp_path, run_python)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_there_is_replaced_whole_or_not_at_all(classifier, tmp_path):
+def test_what_is_there_is_replaced_whole_or_not_at_all(
+    classifier, tmp_path, monkeypatch
+):
     needs("tf_saved_model")
     version = tmp_path / "pets" / "1"
     version.mkdir(parents=True)
     (version / "old").write_text("old")
     with pytest.raises(ValueError, match=r"1 exists; choose another version.*--overw"):
         deploy.export(classifier, tmp_path / "pets")
-    with pytest.raises((ValueError, RuntimeError), match="differ by.*nothing was writ"):
+    with pytest.raises(ValueError, match="differ by.*nothing was written"):
         deploy.export(classifier, tmp_path / "pets", tolerance=-1.0, overwrite=True)
+    assert [path.name for path in version.iterdir()] == ["old"]
+    rename = pathlib.Path.rename
+
+    def fails(self, target):
+        if self.parent.name == "new":
+            raise OSError("the disk is gone")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", fails)
+        with pytest.raises(OSError, match="the disk is gone"):
+            deploy.export(classifier, tmp_path / "pets", overwrite=True)
     assert [path.name for path in version.iterdir()] == ["old"]
     deploy.export(classifier, tmp_path / "pets", overwrite=True)
     assert not (version / "old").exists() and (version / "saved_model.pb").exists()
@@ -420,6 +444,44 @@ def test_bad_input_to_quantized_export(classifier, images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_where_probabilities_come_from(images):
+    """From a softmax however it was written, or else logits; nothing in between."""
+    base = trained(num_classes=4, classifier_activation="softmax")
+    logits = trained(num_classes=4)
+    logits.set_weights(base.get_weights())
+    expected = base.predict(images, verbose=0)
+    inputs = keras.Input((16, 24, 3))
+    for outputs in (
+        base(inputs),
+        keras.ops.softmax(logits(inputs)),
+        keras.layers.Softmax()(logits(inputs)),
+        logits(inputs),
+    ):
+        results = keras_lkca.predict(keras.Model(inputs, outputs), images, top=4)
+        for result, row in zip(results, expected, strict=True):
+            for name, probability in result:
+                assert probability == pytest.approx(row[int(name)], abs=1e-5)
+    sigmoid = keras.Model(inputs, keras.layers.Dense(1, "sigmoid")(logits(inputs)))
+    with pytest.raises(ValueError, match="must end with a softmax.*'sigmoid'"):
+        keras_lkca.predict(sigmoid, images)
+    with pytest.raises(ValueError, match="must end with a softmax.*'sigmoid'"):
+        deploy.export(sigmoid, "nowhere", format="onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_around_another_is_exported(images, tmp_path):
+    """With its GELUs, and the model in hand left as it is."""
+    needs("onnx")
+    base = trained(include_top=False)
+    inputs = keras.Input((16, 24, 3))
+    model = keras.Model(inputs, keras.layers.Dense(4)(base(inputs)))
+    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
+    outputs = deploy.formats.read_onnx(path, images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
+    activation = base.get_layer("block_0_mlp_expand").activation
+    assert activation is keras.activations.gelu
+
+
 def test_export_from_the_command_line(classifier, run_python, tmp_path):
     needs("onnx")
     classifier.save(tmp_path / "model.keras")
@@ -441,6 +503,15 @@ def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
         deploy.export(trained(include_top=False, pooling=None), tmp_path / "x")
     with pytest.raises(ValueError, match="`fold_model` is for a LKCAViT"):
         deploy.export(ViT(depth=1), tmp_path / "x", fold_model=True)
+    for format in ("onnx", "openvino"):
+        with pytest.raises(ValueError, match="is a folder; .* writes a file"):
+            deploy.export(classifier, tmp_path, format=format, overwrite=True)
+    with pytest.raises(ValueError, match="are for format='tf_saved_model'"):
+        deploy.export(classifier, tmp_path / "x", format="onnx", image_bytes=True)
+    (tmp_path / "x.bin").write_text("")
+    with pytest.raises(ValueError, match="exists; choose another"):
+        deploy.export(classifier, tmp_path / "x.xml", format="openvino")
+    (tmp_path / "x.bin").unlink()
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to"):
         deploy.export(classifier, tmp_path / "file" / "x")

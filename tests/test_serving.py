@@ -95,7 +95,11 @@ def test_the_client_says_what_is_wrong(server, pictures, run_python, tmp_path):
         (("dogs", pictures[1][0]), 1, "the server refused (404): Servable not found"),
         (("pets", tmp_path / "text.jpg"), 1, "the server refused (400)"),
         (("pets", tmp_path / "missing.jpg"), 2, "No such file"),
-        (("pets", pictures[1][0], "--server", "http://localhost:9"), 1, "no server at"),
+        (
+            ("pets", pictures[1][0], "--server", "http://localhost:9"),
+            1,
+            "no server answers at",
+        ),
     ):
         error = run_python(*arguments, *rest, expect=code)
         assert message in error and "Traceback" not in error

@@ -40,10 +40,13 @@ try:
     with urllib.request.urlopen(request, timeout=60) as response:
         predictions = json.load(response)["predictions"]
 except urllib.error.HTTPError as error:  # the server says what is wrong with it
-    message = json.load(error).get("error", error.reason)
+    try:
+        message = json.load(error)["error"]
+    except (ValueError, KeyError):  # from something between
+        message = error.reason
     parser.exit(1, f"the server refused ({error.code}): {message}\n")
-except urllib.error.URLError as error:
-    parser.exit(1, f"there is no server at {args.server} ({error.reason})\n")
+except (urllib.error.URLError, TimeoutError) as error:
+    parser.exit(1, f"no server answers at {args.server} ({error})\n")
 
 for path, prediction in zip(args.images, predictions, strict=True):
     label = prediction.get("labels", f"class {prediction['classes']}")

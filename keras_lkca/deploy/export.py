@@ -1,9 +1,9 @@
 """From a `.keras` file of any backend to a format that is served."""
 
-import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_lkca.deploy import formats
 from keras_lkca.deploy.fold import FoldedLKCAViT, fold
-from keras_lkca.deploy.predict import read_model
+from keras_lkca.deploy.predict import check_classifier, read_model
 from keras_lkca.extras import require
 from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.models import LKCAViT, ViT
@@ -43,12 +43,12 @@ def export(
 ) -> pathlib.Path:
     """Export a classifier, whatever backend trained it, and check the result.
 
-    The model is rebuilt in float32, exported by a backend that can (in a fresh
-    process where it is not the active one), loaded back by the runtime that serves the
-    format, and compared with the Keras model on seeded images. Images go in as float32
-    in [0, 255]; the normalisation is within. Out come `probabilities`
-    `(batch, classes)` and, in a SavedModel, `classes`, the likeliest ones, and
-    `labels`, their names where the model has `class_names`.
+    The model is rebuilt in float32, exported in a fresh process by a backend that can,
+    loaded back by the runtime that serves the format, and compared with the Keras
+    model on seeded images. Images go in as float32 in [0, 255]; the normalisation is
+    within. Out come `probabilities` `(batch, classes)` and, in a SavedModel,
+    `classes`, the likeliest ones, and `labels`, their names where the model has
+    `class_names`.
 
     Args:
         model: A classifier, or the path of its `.keras` file.
@@ -64,13 +64,14 @@ def export(
         version: Positive integer, the folder below `output`, for
             `"tf_saved_model"`.
         image_bytes: Whether a SavedModel also gets the signature `image_bytes`: JPEG or
-            PNG files as strings, decoded, cropped about the centre and resized.
+            PNG files as strings, decoded, cropped about the centre and resized. EXIF
+            orientation, which TensorFlow's decoder passes over, is not applied.
         quantize: For `"litert"`: `"weights"` keeps the weights as 8-bit integers,
             `"int8"` also computes with them, between float inputs and outputs.
         calibration_images: For `"int8"`: some hundred images like those that will
             come, `(n, height, width, channels)` in [0, 255].
         tolerance: Largest difference of a probability that is accepted. Defaults to
-            1e-4, and to any with `quantize`; it is printed.
+            1e-4, or 0.1 with `quantize`. What it came to is printed.
         overwrite: Whether to replace what is there.
 
     Returns:
@@ -97,11 +98,22 @@ def export(
     check_positive_int("version", version)
     backend, packages = FORMATS[format]
     for package in packages:
-        require(package, "export")
+        require(package, "torch" if format == "torch" else "export")
     target = pathlib.Path(output).expanduser()
     if format == "tf_saved_model":
         target = target / str(version)
-    if target.exists() and not overwrite:
+    elif target.is_dir():
+        raise ValueError(
+            f"{target} is a folder; {format!r} writes a file. "
+            f"Received: output={str(output)!r}"
+        )
+    if format != "tf_saved_model" and (image_bytes or version != 1):
+        raise ValueError(
+            "`image_bytes` and `version` are for format='tf_saved_model'. Received: "
+            f"image_bytes={image_bytes!r}, version={version!r}, format={format!r}"
+        )
+    beside = target.with_suffix(".bin") if format == "openvino" else target
+    if (target.exists() or beside.exists()) and not overwrite:
         raise ValueError(
             f"{target} exists; choose another"
             f"{' version' if format == 'tf_saved_model' else ''} or replace it: "
@@ -113,13 +125,9 @@ def export(
             f"None. Received: quantize={quantize!r}, format={format!r}"
         )
     if tolerance is None:
-        tolerance = 1.0 if quantize else 1e-4
+        tolerance = 0.1 if quantize else 1e-4
     model = read_model(model)
-    if len(model.output_shape) != 2 or len(model.input_shape) != 4:
-        raise ValueError(
-            "`model` must map images to classes. Received: a model from "
-            f"{model.input_shape} to {model.output_shape}"
-        )
+    check_classifier(model)
     if (quantize == "int8") != (calibration_images is not None):
         raise ValueError(
             "`calibration_images` are for quantize='int8', which needs them. Received: "
@@ -127,7 +135,9 @@ def export(
         )
     if calibration_images is not None:
         calibration_images = np.asarray(calibration_images, "float32")
-        if calibration_images.shape[1:] != model.input_shape[1:]:
+        if calibration_images.shape[1:] != model.input_shape[1:] or not len(
+            calibration_images
+        ):
             raise ValueError(
                 f"`calibration_images` must be {('n', *model.input_shape[1:])}. "
                 f"Received: shape {calibration_images.shape}"
@@ -137,47 +147,45 @@ def export(
             "`fold_model` is for a LKCAViT; leave it out for other models. "
             f"Received: model={model!r}"
         )
+    options = {
+        "format": format,
+        "folded": fold_model is not False,
+        "image_bytes": image_bytes,
+        "quantize": quantize,
+        "tolerance": tolerance,
+    }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _replaced(target) as temporary:
-            options = {
-                "format": format,
-                "folded": fold_model is not False,
-                "image_bytes": image_bytes,
-                "quantize": quantize,
-                "tolerance": tolerance,
-            }
-            if keras.config.backend() == backend:
-                write(model, temporary, calibration_images, **options)
-            else:
-                _write_elsewhere(backend, model, temporary, calibration_images, options)
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-")
     except OSError as error:
         raise ValueError(
             f"{target} cannot be written to ({error}). Received: output={str(output)!r}"
         ) from error
+    with folder as name:
+        new = pathlib.Path(name) / "new"
+        new.mkdir()
+        _write_elsewhere(backend, model, new / target.name, calibration_images, options)
+        _replace(target, new, pathlib.Path(name) / "old")
     return target
 
 
 def write(
     model, path, calibration_images, format, folded, image_bytes, quantize, tolerance
 ):
-    """Write and check one format; the backend is one that can."""
-    path = pathlib.Path(path)
-    reference = in_float32(model)
-    served = fold(reference) if folded and type(reference) is LKCAViT else reference
+    """Write and check one format; the backend is one that can, the model ours."""
+    model = in_float32(model)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, *served.input_shape[1:])).astype("float32")
-    expected = formats.probabilities(reference, images)
-    expected = keras.ops.convert_to_numpy(expected)
-    if served is reference:  # whose layers must not change
-        served = in_float32(model, copy=True)
-    formats.use_erf(served)
+    images = rng.integers(0, 256, (3, *model.input_shape[1:])).astype("float32")
+    expected = keras.ops.convert_to_numpy(formats.probabilities(model, images))
+    if folded and isinstance(model, LKCAViT):
+        model = fold(model)
+    formats.use_erf(model)
     {
-        "tf_saved_model": lambda: formats.tf_saved_model(served, path, image_bytes),
-        "onnx": lambda: formats.onnx(served, path),
-        "litert": lambda: formats.litert(served, path, quantize, calibration_images),
-        "openvino": lambda: formats.openvino(served, path),
-        "torch": lambda: formats.torch(served, path),
+        "tf_saved_model": lambda: formats.tf_saved_model(model, path, image_bytes),
+        "onnx": lambda: formats.onnx(model, path),
+        "litert": lambda: formats.litert(model, path, quantize, calibration_images),
+        "openvino": lambda: formats.openvino(model, path),
+        "torch": lambda: formats.torch(model, path),
     }[format]()
     outputs = formats.READERS[format](path, images)
     difference = float(np.abs(outputs - expected).max())
@@ -185,28 +193,23 @@ def write(
     if not difference <= tolerance:
         raise ValueError(
             f"The export's probabilities differ by {difference:.1e} from the Keras "
-            f"model's, more than `tolerance`; nothing was written. Received: "
+            "model's, more than `tolerance`; nothing was written. Received: "
             f"tolerance={tolerance!r}"
         )
 
 
-def in_float32(model, copy=False):
+def in_float32(model):
     """Return a model that computes in float32, of the same weights."""
-    if model.dtype_policy.name == "float32" and not copy:
+    dtypes = {layer.compute_dtype for layer in formats.all_layers(model)}
+    if dtypes == {"float32"}:
         return model
     if not isinstance(model, (LKCAViT, ViT, FoldedLKCAViT)):
-        if model.dtype_policy.name != "float32":
-            raise ValueError(
-                "`model` must be in float32, or a model of keras_lkca, which is "
-                "rebuilt. Received: a model in "
-                f"{model.dtype_policy.name}"
-            )
-        return model
+        raise ValueError(
+            "`model` must be in float32, or a model of keras_lkca, which is rebuilt. "
+            f"Received: layers that compute in {sorted(dtypes)}"
+        )
     rebuilt = type(model).from_config({**model.get_config(), "dtype": "float32"})
     rebuilt.set_weights(model.get_weights())
-    for layer in rebuilt.layers:
-        if hasattr(layer, "prepare"):
-            layer.prepare()
     return rebuilt
 
 
@@ -226,7 +229,10 @@ write(read_model(folder / "model.keras"), path, images, **options)
 
 
 def _write_elsewhere(backend, model, path, calibration_images, options):
-    """Export in a fresh process, under the backend that can."""
+    """Export in a fresh process, under the backend that can, without a GPU.
+
+    The runtimes that serve compute on the CPU; and another process may be training.
+    """
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         model.save(folder / "model.keras")
@@ -238,6 +244,7 @@ def _write_elsewhere(backend, model, path, calibration_images, options):
             env={
                 **os.environ,
                 "KERAS_BACKEND": backend,
+                "CUDA_VISIBLE_DEVICES": "-1",
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             },
@@ -245,23 +252,31 @@ def _write_elsewhere(backend, model, path, calibration_images, options):
             text=True,
         )
     if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        wrong = [line for line in lines if line.startswith("ValueError: ")]
+        if wrong:
+            raise ValueError(wrong[-1].removeprefix("ValueError: "))
+        tail = "\n".join(lines[-15:]) or "it said nothing"
         raise RuntimeError(
-            f"The export under {backend} failed: {done.stderr.strip().splitlines()[-1]}"
+            f"The export under {backend} failed with status {done.returncode}:\n{tail}"
         )
     lines = done.stdout.splitlines()
     print(*(x for x in lines if x.startswith(options["format"])), sep="\n", flush=True)
 
 
-@contextlib.contextmanager
-def _replaced(target):
-    """Give a temporary path that takes the place of a file or folder on success."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-        temporary = pathlib.Path(folder) / target.name
-        yield temporary
-        if target.is_dir():
-            target.rename(pathlib.Path(folder) / "replaced")
-        for path in temporary.parent.iterdir():
-            if path.name == "replaced":
-                continue
-            # OpenVINO's weights lie beside its file.
-            path.replace(target.parent / path.name)
+def _replace(target, new, old):
+    """Put what was written into its place, and what was there back if that fails."""
+    old.mkdir()
+    try:
+        for path in new.iterdir():  # OpenVINO's weights lie beside its file
+            place = target.parent / path.name
+            if place.exists():
+                place.rename(old / path.name)
+            path.rename(place)
+    except BaseException:
+        for path in old.iterdir():
+            place = target.parent / path.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            path.rename(place)
+        raise

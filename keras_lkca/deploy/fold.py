@@ -5,10 +5,12 @@ import numpy as np
 
 from keras_lkca import ops
 from keras_lkca.layers import PositionEmbedding, TokenDense
+from keras_lkca.layers.checks import check_divides, check_pair, check_positive_int
 from keras_lkca.models import LKCAViT
 from keras_lkca.models.blocks import check_class_names, patch_tokens, plain
 from keras_lkca.ops import hybrid, plan, toeplitz
 from keras_lkca.ops.backend import device_kind
+from keras_lkca.ops.conv import check_method
 
 # Matrices that follow from a kernel are kept up to this size a layer.
 MAX_KEPT_BYTES = 2**24
@@ -64,6 +66,7 @@ def fold(model: LKCAViT) -> "FoldedLKCAViT":
     elif config["pooling"]:
         folded.get_layer("norm").set_weights(model.get_layer("norm").get_weights())
     folded.trainable = False
+    folded.prepare()
     return folded
 
 
@@ -82,7 +85,6 @@ def _fold_block(model, folded, block):
     else:
         mixing.set_weights([kernel])
         folded.get_layer(f"{block}_projection").set_weights([projection, bias])
-    mixing.prepare()
     expand = model.get_layer(f"{block}_mlp_expand").get_weights()
     folded.get_layer(f"{block}_mlp_expand").set_weights(
         _after_norm(model.get_layer(f"{block}_mlp_norm"), *expand)
@@ -143,8 +145,9 @@ class FixedConv(keras.layers.Layer):
         self, kernel_size, num_kernels=1, use_bias=False, method="auto", **kwargs
     ):
         super().__init__(**kwargs)
-        self.kernel_size = tuple(kernel_size)
-        self.num_kernels = num_kernels
+        check_method(method)
+        self.kernel_size = check_pair("kernel_size", kernel_size)
+        self.num_kernels = check_positive_int("num_kernels", num_kernels)
         self.use_bias = use_bias
         self.method = method
         self._kept = None
@@ -157,6 +160,7 @@ class FixedConv(keras.layers.Layer):
                 f"Received: input_shape={tuple(input_shape)}"
             )
         _, height, width, channels = input_shape
+        check_divides("num_kernels", self.num_kernels, "channels", channels)
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*self.kernel_size, self.num_kernels),
@@ -360,6 +364,24 @@ class FoldedLKCAViT(keras.Model):
         """The classes' names in the order of the outputs, where they are known."""
         names = self._arguments["class_names"]
         return names and tuple(names)
+
+    def prepare(self):
+        """Compute anew what follows from the kernels."""
+        for layer in self.layers:
+            if isinstance(layer, FixedConv):
+                layer.prepare()
+        # Keras's compiled functions hold what was computed before.
+        self.predict_function = self.test_function = None
+
+    def set_weights(self, weights):
+        """Set the weights, and what follows from them."""
+        super().set_weights(weights)
+        self.prepare()
+
+    def load_weights(self, filepath, **arguments):
+        """Load the weights, and what follows from them."""
+        super().load_weights(filepath, **arguments)
+        self.prepare()
 
     def get_config(self):
         """Return the constructor's arguments."""

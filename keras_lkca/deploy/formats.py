@@ -13,9 +13,18 @@ def erf_gelu(x):
     return 0.5 * x * (1 + keras.ops.erf(x * (0.5**0.5)))
 
 
+def all_layers(model):
+    """Yield a model's layers, those of models within it too."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+        else:
+            yield layer
+
+
 def use_erf(model):
     """Let a model's exact GELUs be computed by `erf`."""
-    for layer in model.layers:
+    for layer in all_layers(model):
         if getattr(layer, "activation", None) is keras.activations.gelu:
             layer.activation = erf_gelu
 

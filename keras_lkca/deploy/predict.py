@@ -43,12 +43,8 @@ def predict(model, images, top: int = 5, batch_size: int = 128) -> list:
     """
     check_positive_int("top", top)
     model = read_model(model)
+    check_classifier(model)
     shape, classes = model.input_shape[1:], model.output_shape[-1]
-    if len(shape) != 3 or len(model.output_shape) != 2:
-        raise ValueError(
-            "`model` must map images to classes. Received: a model from "
-            f"{model.input_shape} to {model.output_shape}"
-        )
     images = _as_images(images, shape)
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
@@ -108,14 +104,44 @@ def read_model(model) -> keras.Model:
         ) from error
 
 
+def check_classifier(model):
+    """Check that a model maps images of one size to logits or probabilities.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    shapes = model.input_shape, model.output_shape
+    sizes = (4, 2)
+    for shape, rank in zip(shapes, sizes, strict=True):
+        static = (
+            isinstance(shape, tuple) and len(shape) == rank and None not in shape[1:]
+        )
+        if not static or not all(isinstance(size, int) for size in shape[1:]):
+            raise ValueError(
+                "`model` must map images to classes, both of one size. Received: a "
+                f"model from {model.input_shape} to {model.output_shape}"
+            )
+    gives_probabilities(model)
+
+
 def gives_probabilities(model):
-    """Whether the last layer is a softmax; otherwise the outputs are logits."""
-    layer = model.layers[-1]
-    activation = getattr(layer, "activation", None)
-    return (
-        isinstance(layer, keras.layers.Softmax)
-        or getattr(activation, "__name__", "") == "softmax"
-    )
+    """Whether a classifier ends with a softmax; otherwise its outputs are logits.
+
+    Raises:
+        ValueError: If it ends with another activation, such as a sigmoid.
+    """
+    last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):  # a model within the model
+        return gives_probabilities(last)
+    name = getattr(getattr(last, "activation", None), "__name__", "linear")
+    if isinstance(last, keras.layers.Softmax) or type(last).__name__ == "Softmax":
+        name = "softmax"
+    if name not in ("softmax", "linear"):
+        raise ValueError(
+            "`model` must end with a softmax, or with logits. "
+            f"Received: a last layer with the activation {name!r}"
+        )
+    return name == "softmax"
 
 
 def _as_images(images, shape):
@@ -132,11 +158,12 @@ def _as_images(images, shape):
         paths = [pathlib.Path(path).expanduser() for path in images]
         images = decode(paths, shape[:2])[0]
         if shape[2] == 1:
-            images = np.asarray(images.mean(-1, keepdims=True).round(), "uint8")
+            luma = images @ np.array([0.299, 0.587, 0.114])
+            images = luma.round().astype("uint8")[..., None]
     images = np.asarray(images)
     if images.shape == shape:
         images = images[None]
-    if images.shape[1:] != shape or images.dtype.kind not in "uif":
+    if images.shape[1:] != shape or images.dtype.kind not in "uif" or not len(images):
         raise ValueError(
             f"`images` must be numbers of shape {('n', *shape)}, or paths. "
             f"Received: {images.dtype} {images.shape}"
