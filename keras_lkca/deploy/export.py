@@ -1,5 +1,6 @@
 """From a `.keras` file of any backend to a format that is served."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -98,7 +99,9 @@ def export(
     check_positive_int("version", version)
     backend, packages = FORMATS[format]
     for package in packages:
-        require(package, "torch" if format == "torch" else "export")
+        # Only looked for here: importing them is the other process's part.
+        if importlib.util.find_spec(package) is None:
+            require(package, "torch" if format == "torch" else "export")
     target = pathlib.Path(output).expanduser()
     if format == "tf_saved_model":
         target = target / str(version)
