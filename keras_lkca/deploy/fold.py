@@ -370,8 +370,7 @@ class FoldedLKCAViT(keras.Model):
         for layer in self.layers:
             if isinstance(layer, FixedConv):
                 layer.prepare()
-        # Keras's compiled functions hold what was computed before.
-        self.predict_function = self.test_function = None
+        self._forget_compiled()
 
     def set_weights(self, weights):
         """Set the weights, and what follows from them."""
@@ -379,9 +378,13 @@ class FoldedLKCAViT(keras.Model):
         self.prepare()
 
     def load_weights(self, filepath, **arguments):
-        """Load the weights, and what follows from them."""
+        """Load the weights; each layer computes what follows from its own."""
         super().load_weights(filepath, **arguments)
-        self.prepare()
+        self._forget_compiled()
+
+    def _forget_compiled(self):
+        # Keras's compiled functions hold what was computed before.
+        self.predict_function = self.test_function = None
 
     def get_config(self):
         """Return the constructor's arguments."""

@@ -90,7 +90,11 @@ def merge_arguments(given, saved):
 
 
 def restore(network, recipe, folder, config, current):
-    """Load weights, optimizer and average, if it is still the same run."""
+    """Load weights, optimizer and average, if it is still the same run.
+
+    Returns:
+        The history up to there, a dictionary an epoch.
+    """
     for name, value in current.items():
         if value != config[name]:
             raise ValueError(
@@ -102,7 +106,7 @@ def restore(network, recipe, folder, config, current):
         shutil.rmtree(litter)
     rows, path = kept_rows(folder), folder / "last.keras"
     if not rows:
-        return
+        return rows
     callbacks.keep_best(folder, rows)
     network.optimizer.build(network.trainable_variables)
     try:
@@ -116,6 +120,7 @@ def restore(network, recipe, folder, config, current):
     for callback in recipe.callbacks():
         callback.set_model(network)
         callback.on_test_begin()
+    return rows
 
 
 def kept_rows(folder):

@@ -19,7 +19,6 @@ from keras_lkca.training import callbacks, report
 from keras_lkca.training.recipe import Recipe
 from keras_lkca.training.runs import (
     conditions,
-    kept_rows,
     merge_arguments,
     new_folder,
     plain_arguments,
@@ -195,8 +194,9 @@ def prepare(**given):
         },
         "dtype": network.dtype_policy.name,
     }
+    rows = []
     if config:
-        restore(network, recipe, folder, config, current)
+        rows = restore(network, recipe, folder, config, current)
     else:
         config = {
             "arguments": {**given, "recipe": recipe.to_dict()},
@@ -209,6 +209,7 @@ def prepare(**given):
     return {
         **{"network": network, "recipe": recipe, "config": config, "folder": folder},
         **{"train": train, "validation": validation, "test": test, "facts": facts},
+        "rows": rows,
     }
 
 
@@ -227,7 +228,7 @@ def run(setup):
     if (folder / "metrics.json").exists():
         print(f"the run in {folder} is complete")
         return json.loads((folder / "metrics.json").read_text())
-    rows = kept_rows(folder)
+    rows = setup["rows"]
     print(
         f"{config['preset']}: {config['parameters']:,} parameters, "
         f"{config['images']['train']:,} images, {steps} steps an epoch"
