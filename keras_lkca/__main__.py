@@ -7,7 +7,7 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from keras_lkca import __version__, deploy, ops, predict
-from keras_lkca.data.folders import decode, images_below
+from keras_lkca.data.folders import images_below
 
 
 def main(arguments=None):
@@ -77,7 +77,7 @@ def _export(parsed):
         images = images_below(folder)
         if not images:
             raise ValueError(f"--calibration {folder} holds no images.")
-        images, _ = decode(images, model.input_shape[1:3])
+        images = deploy.read_images(images, model.input_shape[1:])
     path = deploy.export(
         parsed.model,
         parsed.output,

@@ -1,4 +1,5 @@
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -275,7 +276,7 @@ def test_export_from_every_backend(model_class, format, images, tmp_path, run_py
     read = (
         "import sys, numpy as np; from keras_lkca.deploy import formats; "
         "images = np.load(sys.argv[3]); "
-        "outputs = formats.READERS[sys.argv[1]](sys.argv[2], images); "
+        "outputs = formats.READERS[sys.argv[1]](sys.argv[2])(images); "
         "np.save(sys.argv[4], outputs)"
     )
     run_python(
@@ -293,7 +294,7 @@ def test_a_mixed_model_is_exported_in_float32(images, tmp_path):
     whole = trained(dtype="float32")
     whole.set_weights(model.get_weights())
     path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
-    outputs = deploy.formats.read_onnx(path, images.astype("float32"))
+    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
     assert outputs.dtype == "float32"
     np.testing.assert_allclose(outputs, expected_of(whole, images), atol=1e-5)
 
@@ -406,23 +407,116 @@ def test_what_is_there_is_replaced_whole_or_not_at_all(
     assert [path.name for path in version.parent.iterdir()] == ["1"]
 
 
+@pytest.fixture(scope="module")
+def digits():
+    """A model that reads most digits, and its probabilities of the test images."""
+    keras.utils.set_random_seed(0)
+    images, labels = keras_lkca.data.digits("train")
+    model = LKCAViT((8, 8, 1), patch_size=2, embed_dim=64, depth=2, drop_path_rate=0)
+    model.compile(
+        keras.optimizers.AdamW(5e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(images, labels, batch_size=100, epochs=10, verbose=0)
+    images, labels = keras_lkca.data.digits("test")
+    expected = expected_of(model, images)
+    assert (expected.argmax(1) == labels).mean() > 0.8
+    return model, images, expected
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("quantize", ["weights", "int8"])
-def test_quantized_litert(quantize, images, tmp_path, rng):
+def test_quantized_litert(quantize, digits, tmp_path):
     needs("litert")
-    model = trained(embed_dim=64)
+    model, images, expected = digits
     whole = deploy.export(model, tmp_path / "whole.tflite", format="litert")
-    calibration = rng.integers(0, 256, (20, 16, 24, 3)).astype("uint8")
+    calibration, _ = keras_lkca.data.digits("train")
     small = deploy.export(
         model,
         tmp_path / "small.tflite",
         format="litert",
         quantize=quantize,
-        calibration_images=calibration if quantize == "int8" else None,
+        calibration_images=calibration[:100] if quantize == "int8" else None,
     )
     assert small.stat().st_size < 0.5 * whole.stat().st_size
-    outputs = deploy.formats.read_litert(small, images.astype("float32"))
-    np.testing.assert_allclose(outputs, expected_of(model, images), atol=0.1)
+    outputs = deploy.formats.read_litert(small)(images.astype("float32"))
+    assert (outputs.argmax(1) == expected.argmax(1)).mean() > 0.98
+    assert np.abs(outputs - expected).mean() < 0.005
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["lkca", "vit", "folded", "mixed"])
+def test_what_keras_quantizes_is_saved(kind, mode, digits, tmp_path):
+    model, images, _ = digits
+    if kind == "vit":
+        model = ViT((8, 8, 1), patch_size=2, embed_dim=64, depth=2, num_heads=4)
+    elif kind == "folded":
+        model = deploy.fold(model)
+    else:
+        config = model.get_config()
+        config["dtype"] = "mixed_bfloat16" if kind == "mixed" else "float32"
+        weights, model = model.get_weights(), LKCAViT.from_config(config)
+        model.set_weights(weights)
+    images = images[:100]
+    before = expected_of(model, images)
+    model.save(tmp_path / "whole.keras")
+    with warnings.catch_warnings():
+        # Keras names each layer that has nothing to quantize.
+        warnings.simplefilter("ignore", UserWarning)
+        model.quantize(mode)
+    after = expected_of(model, images)
+    assert 0 < np.abs(after - before).mean() < (0.003 if mode == "int8" else 0.03)
+    model.save(tmp_path / "small.keras")
+    sizes = [(tmp_path / f"{x}.keras").stat().st_size for x in ("small", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert list(loaded.quantized_layers) == list(model.quantized_layers)
+    assert len(loaded.quantized_layers) == {"vit": 10, "folded": 8}.get(kind, 10)
+    np.testing.assert_allclose(expected_of(loaded, images), after, atol=1e-6)
+
+
+def test_some_layers_can_be_quantized(images, tmp_path):
+    model = trained()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.quantize("int8", filters="mlp")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert len(loaded.quantized_layers) == 4
+    np.testing.assert_array_equal(
+        loaded.predict(images, verbose=0), model.predict(images, verbose=0)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_model_is_exported_but_not_folded(images, tmp_path):
+    needs("onnx")
+    model = trained(num_classes=4, dtype="mixed_bfloat16")
+    model.quantize("int8")
+    for call in (deploy.fold, lambda m: deploy.export(m, "nowhere", fold_model=True)):
+        with pytest.raises(ValueError, match="`model` is quantized: fold it first"):
+            call(model)
+    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
+    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=0.02)
+
+
+def test_grey_files_calibrate(run_python, tmp_path):
+    needs("litert")
+    model = LKCAViT((8, 8, 1), patch_size=2, embed_dim=16, depth=1)
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(keras_lkca.data.digits("test")[0][:5]):
+        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{index}.png")
+    run_python(
+        *("-m", "keras_lkca", "export", tmp_path / "model.keras"),
+        *(tmp_path / "model.tflite", "--format", "litert"),
+        *("--quantize", "int8", "--calibration", tmp_path / "images"),
+    )
+    assert (tmp_path / "model.tflite").exists()
+    deep = LKCAViT((8, 8, 4), patch_size=2, embed_dim=16, depth=1)
+    with pytest.raises(ValueError, match="Image files have 1 channel or 3"):
+        keras_lkca.predict(deep, tmp_path / "images" / "0.png")
 
 
 def test_bad_input_to_quantized_export(classifier, images, tmp_path):
@@ -476,7 +570,7 @@ def test_a_model_around_another_is_exported(images, tmp_path):
     inputs = keras.Input((16, 24, 3))
     model = keras.Model(inputs, keras.layers.Dense(4)(base(inputs)))
     path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
-    outputs = deploy.formats.read_onnx(path, images.astype("float32"))
+    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
     activation = base.get_layer("block_0_mlp_expand").activation
     assert activation is keras.activations.gelu

@@ -2,7 +2,7 @@
 
 from keras_lkca.deploy.export import FORMATS, export
 from keras_lkca.deploy.fold import FixedConv, FoldedLKCAViT, fold
-from keras_lkca.deploy.predict import predict, read_model
+from keras_lkca.deploy.predict import predict, read_images, read_model
 
 __all__ = [
     "FORMATS",
@@ -11,5 +11,6 @@ __all__ = [
     "export",
     "fold",
     "predict",
+    "read_images",
     "read_model",
 ]

@@ -13,11 +13,12 @@ import keras
 import numpy as np
 
 from keras_lkca.deploy import formats
-from keras_lkca.deploy.fold import FoldedLKCAViT, fold
+from keras_lkca.deploy.fold import fold
 from keras_lkca.deploy.predict import check_classifier, read_model
 from keras_lkca.extras import require
 from keras_lkca.layers.checks import check_positive_int
-from keras_lkca.models import LKCAViT, ViT
+from keras_lkca.models import LKCAViT
+from keras_lkca.models.image_model import ImageModel
 
 # The backend that exports each format, and the packages that this and the check of
 # the result take.
@@ -46,10 +47,10 @@ def export(
 
     The model is rebuilt in float32, exported in a fresh process by a backend that can,
     loaded back by the runtime that serves the format, and compared with the Keras
-    model on seeded images. Images go in as float32 in [0, 255]; the normalisation is
-    within. Out come `probabilities` `(batch, classes)` and, in a SavedModel,
-    `classes`, the likeliest ones, and `labels`, their names where the model has
-    `class_names`.
+    model on seeded images, or on the first that calibrate. Images go in as float32 in
+    [0, 255]; the normalisation is within. Out come `probabilities`
+    `(batch, classes)` and, in a SavedModel, `classes`, the likeliest ones, and
+    `labels`, their names where the model has `class_names`.
 
     Args:
         model: A classifier, or the path of its `.keras` file.
@@ -61,7 +62,7 @@ def export(
             `torch.export.load`. The batch is of any size but in `"litert"`, where it
             is 1.
         fold_model: Whether to fold a `LKCAViT` before, see `keras_lkca.deploy.fold`;
-            `None` does where it can.
+            `None` does where it can, which is not where the model is quantized.
         version: Positive integer, the folder below `output`, for
             `"tf_saved_model"`.
         image_bytes: Whether a SavedModel also gets the signature `image_bytes`: JPEG or
@@ -150,9 +151,12 @@ def export(
             "`fold_model` is for a LKCAViT; leave it out for other models. "
             f"Received: model={model!r}"
         )
+    quantized = isinstance(model, ImageModel) and model.quantized_layers
+    if fold_model and quantized:
+        fold(model)  # says why not
     options = {
         "format": format,
-        "folded": fold_model is not False,
+        "folded": fold_model is not False and not quantized,
         "image_bytes": image_bytes,
         "quantize": quantize,
         "tolerance": tolerance,
@@ -179,6 +183,8 @@ def write(
     model = in_float32(model)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, *model.input_shape[1:])).astype("float32")
+    if calibration_images is not None:  # the ranges are theirs
+        images = calibration_images[:3]
     expected = keras.ops.convert_to_numpy(formats.probabilities(model, images))
     if folded and isinstance(model, LKCAViT):
         model = fold(model)
@@ -190,7 +196,7 @@ def write(
         "openvino": lambda: formats.openvino(model, path),
         "torch": lambda: formats.torch(model, path),
     }[format]()
-    outputs = formats.READERS[format](path, images)
+    outputs = formats.READERS[format](path)(images)
     difference = float(np.abs(outputs - expected).max())
     print(f"{format}: probabilities differ by {difference:.1e} at most", flush=True)
     if not difference <= tolerance:
@@ -206,7 +212,7 @@ def in_float32(model):
     dtypes = {layer.compute_dtype for layer in formats.all_layers(model)}
     if dtypes == {"float32"}:
         return model
-    if not isinstance(model, (LKCAViT, ViT, FoldedLKCAViT)):
+    if not isinstance(model, ImageModel):
         raise ValueError(
             "`model` must be in float32, or a model of keras_lkca, which is rebuilt. "
             f"Received: layers that compute in {sorted(dtypes)}"

@@ -8,8 +8,9 @@ from keras_lkca.layers import PositionEmbedding, TokenDense
 from keras_lkca.layers.checks import check_divides, check_pair, check_positive_int
 from keras_lkca.models import LKCAViT
 from keras_lkca.models.blocks import check_class_names, patch_tokens, plain
+from keras_lkca.models.image_model import ImageModel
 from keras_lkca.ops import hybrid, plan, toeplitz
-from keras_lkca.ops.backend import device_kind
+from keras_lkca.ops.backend import constant, device_kind
 from keras_lkca.ops.conv import check_method
 
 # Matrices that follow from a kernel are kept up to this size a layer.
@@ -37,7 +38,7 @@ def fold(model: LKCAViT) -> "FoldedLKCAViT":
         model.
 
     Raises:
-        ValueError: If `model` is no `LKCAViT`.
+        ValueError: If `model` is no `LKCAViT`, or a quantized one.
 
     Example:
 
@@ -49,6 +50,11 @@ def fold(model: LKCAViT) -> "FoldedLKCAViT":
     if not isinstance(model, LKCAViT):
         raise ValueError(
             "`model` must be a LKCAViT; other models are exported as they are. "
+            f"Received: model={model!r}"
+        )
+    if model.quantized_layers:
+        raise ValueError(
+            "`model` is quantized: fold it first, then quantize what `fold` returns. "
             f"Received: model={model!r}"
         )
     config = model.get_config()
@@ -192,10 +198,9 @@ class FixedConv(keras.layers.Layer):
             kept = (ops.attention_matrix(kernel, height, width),)
         elif self._resolved == "hybrid":
             kept = hybrid.matrices(kernel, height, width, "float32")
-        # As arrays: constants for every compiler and every exporter.
         kept = [keras.ops.convert_to_numpy(array) for array in kept]
         small = sum(array.nbytes for array in kept) <= MAX_KEPT_BYTES
-        self._kept = kept if kept and small else None
+        self._kept = [constant(array) for array in kept] if kept and small else None
 
     def load_own_variables(self, store):
         """Load the kernel, and compute what follows from it."""
@@ -237,7 +242,7 @@ class FixedConv(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class FoldedLKCAViT(keras.Model):
+class FoldedLKCAViT(ImageModel):
     """A `LKCAViT` to serve: what `fold` returns, see there.
 
     Args:
@@ -359,12 +364,6 @@ class FoldedLKCAViT(keras.Model):
             }
         )
 
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The classes' names in the order of the outputs, where they are known."""
-        names = self._arguments["class_names"]
-        return names and tuple(names)
-
     def prepare(self):
         """Compute anew what follows from the kernels."""
         for layer in self.layers:
@@ -385,7 +384,3 @@ class FoldedLKCAViT(keras.Model):
     def _forget_compiled(self):
         # Keras's compiled functions hold what was computed before.
         self.predict_function = self.test_function = None
-
-    def get_config(self):
-        """Return the constructor's arguments."""
-        return {"name": self.name, **self._arguments}

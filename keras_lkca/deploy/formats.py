@@ -94,12 +94,16 @@ def tf_saved_model(model, path, image_bytes=False):
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 
-def read_tf_saved_model(path, images):
-    """Return a SavedModel's probabilities, by the signature that is served."""
+def read_tf_saved_model(path):
+    """Return a SavedModel as a function, by the signature that is served."""
     tf = require("tensorflow", "export")
     loaded = tf.saved_model.load(str(path), tags=["serve"])
-    outputs = loaded.signatures["serving_default"](images=tf.constant(images))
-    return outputs["probabilities"].numpy()
+    serve = loaded.signatures["serving_default"]
+
+    def read(images, _keep=loaded):  # its variables go when it goes
+        return serve(images=tf.constant(images))["probabilities"].numpy()
+
+    return read
 
 
 def _function(model, batch):
@@ -126,11 +130,11 @@ def onnx(model, path):
     )
 
 
-def read_onnx(path, images):
-    """Return an ONNX file's probabilities, by ONNX Runtime."""
+def read_onnx(path):
+    """Return an ONNX file as a function, by ONNX Runtime."""
     runtime = require("onnxruntime", "export")
     session = runtime.InferenceSession(str(path))
-    return session.run(["probabilities"], {"images": images})[0]
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
 QUANTIZE = ("weights", "int8")
@@ -164,8 +168,8 @@ def litert(model, path, quantize=None, calibration_images=None):
     path.write_bytes(converter.convert())
 
 
-def read_litert(path, images):
-    """Return a LiteRT file's probabilities, by its interpreter."""
+def read_litert(path):
+    """Return a LiteRT file as a function, by its interpreter, image by image."""
     interpreter = require("ai_edge_litert.interpreter", "export", "ai-edge-litert")
     interpreter = interpreter.Interpreter(model_path=str(path))
     interpreter.allocate_tensors()
@@ -173,12 +177,16 @@ def read_litert(path, images):
         interpreter.get_input_details(),
         interpreter.get_output_details(),
     )
-    results = []
-    for image in images:
-        interpreter.set_tensor(inputs["index"], image[None])
-        interpreter.invoke()
-        results.append(interpreter.get_tensor(outputs["index"])[0])
-    return np.stack(results)
+
+    def read(images):
+        results = []
+        for image in images:
+            interpreter.set_tensor(inputs["index"], image[None])
+            interpreter.invoke()
+            results.append(interpreter.get_tensor(outputs["index"])[0])
+        return np.stack(results)
+
+    return read
 
 
 def openvino(model, path):
@@ -192,13 +200,13 @@ def openvino(model, path):
     runtime.save_model(converted, str(path), compress_to_fp16=False)
 
 
-def read_openvino(path, images):
-    """Return an OpenVINO file's probabilities, computed in float32."""
+def read_openvino(path):
+    """Return an OpenVINO file as a function, computed in float32."""
     runtime = require("openvino", "export")
     compiled = runtime.Core().compile_model(
         str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    return compiled([images])[0]
+    return lambda images: compiled([images])[0]
 
 
 def torch(model, path):
@@ -222,14 +230,19 @@ def torch(model, path):
     library.export.save(program, str(path))
 
 
-def read_torch(path, images):
-    """Return an exported program's probabilities."""
+def read_torch(path):
+    """Return an exported program as a function."""
     library = require("torch", "export")
     program = library.export.load(str(path)).module()
-    with library.no_grad():
-        return program(library.from_numpy(images)).numpy()
+
+    def read(images):
+        with library.no_grad():
+            return program(library.from_numpy(images)).numpy()
+
+    return read
 
 
+# A path to a function of float32 images that returns probabilities.
 READERS = {
     "tf_saved_model": read_tf_saved_model,
     "onnx": read_onnx,

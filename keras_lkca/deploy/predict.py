@@ -144,6 +144,38 @@ def gives_probabilities(model):
     return name == "softmax"
 
 
+def read_images(paths, shape) -> np.ndarray:
+    """Return image files as a model takes them.
+
+    Args:
+        paths: Sequence of paths.
+        shape: The images' (height, width, channels): they are cropped about their
+            centre, resized, and grey where there is one channel.
+
+    Returns:
+        uint8 images `(n, height, width, channels)`.
+
+    Raises:
+        ValueError: If a file is no image, or channels are neither 1 nor 3.
+
+    Example:
+
+    ```python
+    images = read_images(["cat.jpg", "dog.jpg"], model.input_shape[1:])
+    ```
+    """
+    if shape[2] not in (1, 3):
+        raise ValueError(
+            "Image files have 1 channel or 3; give arrays instead. Received: a model "
+            f"of {shape[2]} channels"
+        )
+    images, _ = decode([pathlib.Path(p).expanduser() for p in paths], shape[:2])
+    if shape[2] == 1:
+        luma = images @ np.array([0.299, 0.587, 0.114])
+        images = luma.round().astype("uint8")[..., None]
+    return images
+
+
 def _as_images(images, shape):
     if isinstance(images, (str, pathlib.Path)):
         images = [images]
@@ -155,11 +187,7 @@ def _as_images(images, shape):
             raise FileNotFoundError(
                 f"There is no {missing[0]}." if missing else "There are no images."
             )
-        paths = [pathlib.Path(path).expanduser() for path in images]
-        images = decode(paths, shape[:2])[0]
-        if shape[2] == 1:
-            luma = images @ np.array([0.299, 0.587, 0.114])
-            images = luma.round().astype("uint8")[..., None]
+        images = read_images(images, shape)
     images = np.asarray(images)
     if images.shape == shape:
         images = images[None]

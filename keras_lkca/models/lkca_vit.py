@@ -8,11 +8,12 @@ from keras_lkca.models.blocks import (
     patch_tokens,
     plain,
 )
+from keras_lkca.models.image_model import ImageModel
 from keras_lkca.models.presets import preset_arguments
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class LKCAViT(keras.Model):
+class LKCAViT(ImageModel):
     """A compact vision transformer whose attention is one large convolution.
 
     Patch embedding, learned position embedding, `depth` pre-norm blocks of
@@ -182,13 +183,3 @@ class LKCAViT(keras.Model):
         arguments = preset_arguments("LKCAViT", preset, input_shape)
         arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
         return cls(**arguments)
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The classes' names in the order of the outputs, where they are known."""
-        names = self._arguments["class_names"]
-        return names and tuple(names)
-
-    def get_config(self):
-        """Return the constructor's arguments."""
-        return {"name": self.name, "trainable": self.trainable, **self._arguments}

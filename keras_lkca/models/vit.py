@@ -9,11 +9,12 @@ from keras_lkca.models.blocks import (
     patch_tokens,
     plain,
 )
+from keras_lkca.models.image_model import ImageModel
 from keras_lkca.models.presets import preset_arguments
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class ViT(keras.Model):
+class ViT(ImageModel):
     """A compact vision transformer with softmax attention, LKCA's comparison.
 
     The house of `keras_lkca.LKCAViT` with multi-head self-attention in it: patch
@@ -184,13 +185,3 @@ class ViT(keras.Model):
         arguments = preset_arguments("ViT", preset, input_shape)
         arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
         return cls(**arguments)
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """The classes' names in the order of the outputs, where they are known."""
-        names = self._arguments["class_names"]
-        return names and tuple(names)
-
-    def get_config(self):
-        """Return the constructor's arguments."""
-        return {"name": self.name, "trainable": self.trainable, **self._arguments}

@@ -41,6 +41,17 @@ def affine(x, kernel, bias):
     return keras.ops.add(keras.ops.matmul(x, kernel), bias)
 
 
+def constant(array):
+    """Return an array as what a layer keeps and multiplies by at every call.
+
+    torch's calls would otherwise copy it to the device each time; to the compilers of
+    the other two and to the exporters an array is a constant.
+    """
+    if keras.config.backend() == "torch":
+        return keras.ops.convert_to_tensor(array)
+    return array
+
+
 def batches_products():
     """Whether one matrix times many is faster than one large product of a copy.
 

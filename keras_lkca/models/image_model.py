@@ -1,0 +1,57 @@
+"""What the models of images share: how they are saved."""
+
+import keras
+
+
+class ImageModel(keras.Model):
+    """A model that is saved as its constructor's arguments.
+
+    What `keras.Model.quantize` did to its layers is saved with them. A subclass sets
+    `_arguments`, plain numbers and strings.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes' names in the order of the outputs, where they are known."""
+        names = self._arguments["class_names"]
+        return names and tuple(names)
+
+    @property
+    def quantized_layers(self) -> dict:
+        """The layers that `quantize` changed, by their path in the model."""
+        return {
+            path: layer
+            for path, layer in _dense_layers(self)
+            if layer.quantization_mode is not None
+        }
+
+    def get_config(self):
+        """Return the constructor's arguments, and what was quantized."""
+        config = {"name": self.name, "trainable": self.trainable, **self._arguments}
+        quantized = {
+            path: keras.saving.serialize_keras_object(layer.quantization_config)
+            for path, layer in self.quantized_layers.items()
+        }
+        return {**config, "quantized": quantized} if quantized else config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a model from what `get_config` returned."""
+        config = dict(config)
+        quantized = config.pop("quantized", {})
+        model = cls(**config)
+        layers = dict(_dense_layers(model))
+        for path, how in quantized.items():
+            how = keras.saving.deserialize_keras_object(how, custom_objects)
+            layers[path].quantize(config=how)
+        return model
+
+
+def _dense_layers(model):
+    """Yield paths and layers, those within LKCA, SelfAttention and patches too."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dense):
+            yield layer.name, layer
+        for name in ("value", "query_key_value", "projection"):
+            if isinstance(getattr(layer, name, None), keras.layers.Dense):
+                yield f"{layer.name}/{name}", getattr(layer, name)
