@@ -14,12 +14,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Beside an installed package, the one this file belongs to.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import deployment
 import figures
 import keras
 import models
 import operators
 from harness import conditions, in_memory_process, write
 
+from keras_lkca import deploy
 from keras_lkca.ops.backend import device_kind
 
 GRIDS = tuple(operators.SHAPES)
@@ -36,6 +38,8 @@ def parse():
         ("model", "training step and inference, LKCA against ViT"),
         ("scaling", "one block on 64 to 16,384 tokens, LKCA against attention"),
         ("pipeline", "images a second of the input pipeline and of fit"),
+        ("deploy", "exported files in the runtimes that serve them"),
+        ("quantize", "size, speed and accuracy of a trained model's 8-bit files"),
         ("figures", "draw what results/ holds"),
     ):
         command = commands.add_parser(name, help=about, description=about)
@@ -58,6 +62,12 @@ def parse():
             "--only-memory", action="store_true", help="JSON to stdout"
         )
         command.add_argument("--no-memory", action="store_true")
+        if name == "deploy":
+            command.add_argument("--formats", nargs="+", default=list(deploy.FORMATS))
+        if name == "quantize":
+            command.add_argument("--model", required=True, help="a .keras file")
+            command.add_argument("--dataset", default="cifar100")
+            command.add_argument("--data-dir")
         if name == "model":
             command.add_argument("--pairs", nargs="+", default=list(models.PAIRS))
         if name in ("operator", "pipeline"):
@@ -113,6 +123,8 @@ def cell(result):
             text += " (once)"
     if "peak_mib" in result:
         text += f" {result['peak_mib']:.3g} MiB"
+    if "kB" in result:
+        text += f" {result['kB']:,} kB"
     return text.strip()
 
 
@@ -127,6 +139,8 @@ def main():
         "model": models.model_rows,
         "scaling": models.scaling_rows,
         "pipeline": models.pipeline_rows,
+        "deploy": deployment.deploy_rows,
+        "quantize": deployment.quantize_rows,
     }[arguments.command]
     if arguments.only_memory:
         print(json.dumps(measure(arguments)))
@@ -150,7 +164,8 @@ def main():
 
     rows = measure(arguments)
     store(rows)
-    if arguments.command != "pipeline" and not arguments.no_memory and countable():
+    counts = arguments.command in ("operator", "model", "scaling")
+    if counts and not arguments.no_memory and countable():
         store(merge(rows, in_memory_process(sys.argv[1:], rows)))
 
 
@@ -178,11 +193,14 @@ def markdown(command, record):
             rate = row["images_per_second"]
             text += f"| {row['what']} | {rate['median']} "
             text += f"| {rate['low']} to {rate['high']} |\n"
+    elif command == "quantize":
+        text += deployment.quantize_table(rows, cell)
     elif command == "model":
         for row in rows:
             text += f"{row['pair']}, {row['pass']}\n\n{models.tall(row, cell)}\n"
     else:
         columns = {
+            "deploy": ("format", "batch"),
             "operator": ("grid", "kernel", "pass"),
             "scaling": ("tokens", "pass"),
         }

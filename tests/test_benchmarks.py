@@ -1,7 +1,10 @@
 import json
 
 import keras
+import pytest
 from conftest import ROOT
+
+from keras_lkca import LKCAViT, deploy
 
 BENCH = ROOT / "benchmarks" / "bench.py"
 
@@ -42,3 +45,28 @@ def test_figures_of_the_committed_results(tmp_path, run_python):
     results = {path.stem for path in (BENCH.parent / "results").glob("*.json")}
     wanted = {name for name in results if name.startswith(("operator", "scaling"))}
     assert drawn == wanted != set()
+
+
+def test_deploy(tmp_path, run_python):
+    for package in deploy.FORMATS["litert"][1]:
+        pytest.importorskip(package)
+    record, text = bench(run_python, tmp_path, "deploy", "--formats", "litert")
+    assert [row["batch"] for row in record["rows"]] == [1, 128]
+    for row in record["rows"]:
+        sizes = [row["results"][name]["kB"] for name in ("LKCA-T, folded", "LKCA-T")]
+        assert 0 < sizes[0] < 0.9 * sizes[1]
+    assert "| litert | 128 |" in text
+
+
+def test_quantize(tmp_path, run_python):
+    for package in deploy.FORMATS["litert"][1]:
+        pytest.importorskip(package)
+    model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=64, depth=1)
+    model.save(tmp_path / "model.keras")
+    arguments = ("--model", tmp_path / "model.keras", "--dataset", "digits")
+    record, text = bench(run_python, tmp_path, "quantize", *arguments)
+    (row,) = record["rows"]
+    results = row["results"]
+    assert results["LiteRT, int8"]["kB"] < results["LiteRT, float32"]["kB"]
+    assert all(0 <= result["accuracy"] <= 1 for result in results.values())
+    assert "| LiteRT, int8 |" in text
