@@ -5,8 +5,9 @@ from keras_lkca import LKCAViT
 model = LKCAViT.from_preset("lkca_vit_tiny", num_classes=100)
 """
 
-from keras_lkca import data, deploy, layers, models, ops, training
+from keras_lkca import data, deploy, interpret, layers, models, ops, training
 from keras_lkca.deploy import predict
+from keras_lkca.interpret import count_macs
 from keras_lkca.layers import LKCA
 from keras_lkca.models import LKCAViT, ViT, list_presets
 
@@ -16,8 +17,10 @@ __all__ = [
     "LKCA",
     "LKCAViT",
     "ViT",
+    "count_macs",
     "data",
     "deploy",
+    "interpret",
     "layers",
     "list_presets",
     "models",

@@ -288,6 +288,23 @@ def test_export_from_every_backend(model_class, format, images, tmp_path, run_py
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_model_that_is_not_folded_is_exported(format, rng, tmp_path):
+    """Its plan depends on the batch, which is any."""
+    needs(format)
+    model = trained(input_shape=(32, 32, 3), embed_dim=136, depth=1, num_classes=4)
+    path = tmp_path / f"model{ENDINGS[format]}"
+    deploy.export(model, path, format=format, fold_model=False)
+    if format != "torch" or keras.config.backend() == "torch":
+        read = deploy.formats.READERS[format](path)
+        for batch in (1, 5):
+            images = rng.uniform(0, 255, (batch, 32, 32, 3)).astype("float32")
+            np.testing.assert_allclose(
+                read(images), expected_of(model, images), atol=1e-5
+            )
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_mixed_model_is_exported_in_float32(images, tmp_path):
     needs("onnx")
     model = trained(dtype="mixed_bfloat16")

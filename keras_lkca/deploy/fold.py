@@ -177,7 +177,7 @@ class FixedConv(keras.layers.Layer):
             self.bias = self.add_weight(
                 name="bias", shape=(channels,), initializer="zeros", trainable=False
             )
-        self._grid = height, width
+        self.grid = height, width
         self._resolved = self.method
         if self.method == "auto":
             self._resolved = plan.choose_method(
@@ -191,7 +191,7 @@ class FixedConv(keras.layers.Layer):
 
     def prepare(self):
         """Compute what follows from the kernel, where it is worth keeping."""
-        height, width = self._grid
+        height, width = self.grid
         kernel = keras.ops.convert_to_tensor(self.kernel)
         kept = ()
         if self._resolved == "toeplitz":

@@ -175,7 +175,7 @@ class LKCA(keras.layers.Layer):
         )
         self.projection.build((*input_shape[:-1], value_dim))
         self.dropout.build(input_shape)
-        self._grid = (height, width)
+        self.grid = (height, width)
         self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: channels})
 
     def call(self, inputs, training=None):
@@ -204,8 +204,8 @@ class LKCA(keras.layers.Layer):
                 f"{type(self).__name__}.attention_matrix() needs a built layer: call "
                 "the layer on a feature map, or its build(), first."
             )
-        height = self._grid[0] if height is None else height
-        width = self._grid[1] if width is None else width
+        height = self.grid[0] if height is None else height
+        width = self.grid[1] if width is None else width
         return ops.attention_matrix(self.kernel, height, width)
 
     def compute_output_shape(self, input_shape):

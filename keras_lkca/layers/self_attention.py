@@ -107,11 +107,7 @@ class SelfAttention(keras.layers.Layer):
     def call(self, inputs, training=None):
         """Mix the tokens by their similarity."""
         tokens, channels = ops.shape(inputs)[1:]
-        joint = ops.reshape(
-            self.query_key_value(inputs),
-            (-1, tokens, 3, self.num_heads, channels // self.num_heads),
-        )
-        query, key, value = ops.unstack(joint, 3, axis=2)
+        query, key, value = self._split(inputs)
         # JAX has no float16 attention on a CPU; bfloat16 is fine everywhere.
         if self.compute_dtype == "float16":
             query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
@@ -119,6 +115,28 @@ class SelfAttention(keras.layers.Layer):
         mixed = ops.reshape(mixed, (-1, tokens, channels))
         mixed = ops.cast(mixed, self.compute_dtype)
         return self.dropout(self.projection(mixed), training=training)
+
+    def _split(self, inputs):
+        tokens, channels = ops.shape(inputs)[1:]
+        joint = ops.reshape(
+            self.query_key_value(inputs),
+            (-1, tokens, 3, self.num_heads, channels // self.num_heads),
+        )
+        return ops.unstack(joint, 3, axis=2)
+
+    def attention_weights(self, inputs):
+        """Return the softmax with which each token takes in the others.
+
+        Args:
+            inputs: The tokens, `(batch, tokens, channels)`.
+
+        Returns:
+            float32 tensor `(batch, num_heads, tokens, tokens)`, query by key.
+        """
+        query, key, _ = self._split(inputs)
+        query, key = (ops.cast(x, "float32") for x in (query, key))
+        scores = ops.einsum("bqhc,bkhc->bhqk", query, key)
+        return ops.softmax(scores / query.shape[-1] ** 0.5)
 
     def compute_output_shape(self, input_shape):
         """Return the input shape."""

@@ -126,6 +126,39 @@ def compiled(function):
     return _backend.function(function)
 
 
+def gradient(function):
+    """Return the gradient of a scalar function by its first argument, as a function.
+
+    Args:
+        function: Maps tensors to a scalar tensor.
+
+    Returns:
+        A function of arrays that returns an array of the first one's shape.
+    """
+    if keras.config.backend() == "jax":
+        compute = _backend.jit(_backend.grad(function))
+    elif keras.config.backend() == "torch":
+
+        def compute(x, *rest):
+            x = x.detach().requires_grad_()
+            with _backend.enable_grad():
+                return _backend.autograd.grad(function(x, *rest), x)[0]
+    else:
+
+        @_backend.function
+        def compute(x, *rest):
+            with _backend.GradientTape() as tape:
+                tape.watch(x)
+                outputs = function(x, *rest)
+            return tape.gradient(outputs, x)
+
+    def call(*arrays):
+        tensors = [keras.ops.convert_to_tensor(array, "float32") for array in arrays]
+        return keras.ops.convert_to_numpy(compute(*tensors))
+
+    return call
+
+
 def repeatable(function, arrays, training, jit=True, dtype="float32"):
     """Make a function of tensors into a call that can be timed.
 

@@ -123,7 +123,10 @@ class LargeKernelConv(keras.Operation):
 def _apply(inputs, kernel, method, training):
     dtype = keras.backend.standardize_dtype(inputs.dtype)
     kernel = ops.cast(kernel, dtype)
-    batch, height, width, channels = inputs.shape
+    # What a compiler holds for any number, such as a batch, is not known.
+    batch, height, width, channels = (
+        size if isinstance(size, int) else None for size in inputs.shape
+    )
     if method == "auto":
         method = plan.choose_method(
             height,

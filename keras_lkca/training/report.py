@@ -57,14 +57,12 @@ def evaluate(model, images, labels, batch_size: int = 128):
 def per_class(confusion, names):
     """Return each class's accuracy, `None` where there were no images of it.
 
-        Example:
+    Example:
 
-        >>> import numpy as np
-
-    from keras_lkca.data.datasets import check_labels
-        >>> from keras_lkca.training.report import per_class
-        >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
-        {'cat': 0.75, 'dog': None}
+    >>> import numpy as np
+    >>> from keras_lkca.training.report import per_class
+    >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
+    {'cat': 0.75, 'dog': None}
     """
     counts = confusion.sum(1)
     return {

@@ -1,0 +1,49 @@
+"""Look inside: what a model learned, as arrays and as pictures."""
+
+from keras_lkca.interpret.attention import attention_map, attention_rollout
+from keras_lkca.interpret.fields import (
+    effective_receptive_field,
+    energy_areas,
+    feature_map_layer,
+    saliency,
+)
+from keras_lkca.interpret.kernels import (
+    frequency_response,
+    kernel_statistics,
+    kernels,
+    mixing_layers,
+    offsets,
+)
+from keras_lkca.interpret.macs import Macs, count_macs
+from keras_lkca.interpret.plots import (
+    plot_attention_map,
+    plot_equivalence,
+    plot_frequency_response,
+    plot_kernels,
+    plot_receptive_field,
+    plot_saliency,
+    plot_statistics,
+)
+
+__all__ = [
+    "Macs",
+    "attention_map",
+    "attention_rollout",
+    "count_macs",
+    "effective_receptive_field",
+    "energy_areas",
+    "feature_map_layer",
+    "frequency_response",
+    "kernel_statistics",
+    "kernels",
+    "mixing_layers",
+    "offsets",
+    "plot_attention_map",
+    "plot_equivalence",
+    "plot_frequency_response",
+    "plot_kernels",
+    "plot_receptive_field",
+    "plot_saliency",
+    "plot_statistics",
+    "saliency",
+]

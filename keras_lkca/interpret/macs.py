@@ -1,0 +1,152 @@
+"""What a forward pass costs, whatever the method."""
+
+import math
+from typing import NamedTuple
+
+import keras
+
+from keras_lkca.deploy.fold import FixedConv
+from keras_lkca.layers import (
+    LKCA,
+    ClassToken,
+    PatchEmbedding,
+    PositionEmbedding,
+    SelfAttention,
+)
+from keras_lkca.layers.checks import check_image_shape
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of a layer.
+
+    `projections` are products with learned matrices and local convolutions, `mixing`
+    is the sum over the other tokens, `elementwise` what is done number by number: two
+    for LayerNorm, one for an activation or a weight of a softmax.
+    """
+
+    projections: int = 0
+    mixing: int = 0
+    elementwise: int = 0
+
+
+def count_macs(model, input_shape=None, by_layer: bool = False):
+    """Count the multiply-accumulates of one image's forward pass.
+
+    The mixing of tokens is counted as the sum that it is, `channels` times the pairs
+    of tokens within the kernel's reach, whatever method computes it in fact; softmax
+    attention as its two products. The figures that papers print often leave the
+    mixing out, and count the rest element by element as well: with `by_layer` either
+    can be had.
+
+    Args:
+        model: A functional Keras model.
+        input_shape: The image's (height, width, channels), for a model whose input is
+            dynamic. Defaults to the model's.
+        by_layer: Whether to return each layer's counts.
+
+    Returns:
+        An integer, projections and mixing; with `by_layer` a dict of
+        `keras_lkca.interpret.Macs` by layer, without those that cost nothing.
+
+    Raises:
+        ValueError: If `input_shape` is not the model's, its input is dynamic and
+            none is given, or it has layers whose cost is not known.
+
+    Example:
+
+    >>> import keras_lkca
+    >>> model = keras_lkca.LKCAViT.from_preset("lkca_vit_tiny", (64, 64, 3), 200)
+    >>> f"{keras_lkca.count_macs(model):,}"
+    '70,634,048'
+    >>> layers = keras_lkca.count_macs(model, by_layer=True)
+    >>> layers["block_0_lkca"]
+    Macs(projections=2367488, mixing=557056, elementwise=0)
+    """
+    shape = tuple(getattr(model, "input_shape", None) or ())[1:]
+    if not isinstance(model, keras.Model) or len(shape) != 3:
+        raise ValueError(
+            f"`model` must be a functional Keras model of images. Received: {model!r}"
+        )
+    wanted = shape if input_shape is None else check_image_shape(input_shape)
+    if None in wanted or any(
+        a not in (None, b) for a, b in zip(shape, wanted, strict=True)
+    ):
+        raise ValueError(
+            f"`input_shape` must be given and fit the model's input, {shape}. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    if None in shape:
+        inputs = keras.Input(wanted)
+        model = keras.Model(inputs, model(inputs))
+    counts, unknown = {}, []
+    _count(model, "", counts, unknown)
+    if unknown:
+        raise ValueError(
+            "The cost of these layers is not known: " + ", ".join(sorted(set(unknown)))
+        )
+    if by_layer:
+        return {name: macs for name, macs in counts.items() if any(macs)}
+    return sum(macs.projections + macs.mixing for macs in counts.values())
+
+
+def _count(model, prefix, counts, unknown):
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _count(layer, f"{prefix}{layer.name}/", counts, unknown)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            macs = _layer(layer)
+            if macs is None:
+                unknown.append(type(layer).__name__)
+            else:
+                counts[prefix + layer.name] = macs
+
+
+def _layer(layer):
+    """Return a layer's counts, or `None` where they are not known."""
+    outputs = math.prod(_sizes(layer.output))
+    activation = getattr(layer, "activation", None)
+    activated = activation not in (None, keras.activations.linear)
+    elementwise = outputs if activated else 0
+    if isinstance(layer, (LKCA, FixedConv)):
+        channels = layer.output.shape[-1]
+        projections = 0
+        if isinstance(layer, LKCA):
+            channels = layer.value_dim or channels
+            projections = 2 * outputs * channels
+        height, width = layer.output.shape[1:3]
+        pairs = [
+            sum(max(size - abs(offset), 0) for offset in _reach(extent))
+            for size, extent in zip((height, width), layer.kernel.shape, strict=False)
+        ]
+        return Macs(projections, pairs[0] * pairs[1] * channels, elementwise)
+    if isinstance(layer, SelfAttention):
+        tokens, channels = layer.output.shape[1:]
+        softmax = layer.num_heads * tokens**2
+        return Macs(4 * tokens * channels**2, 2 * tokens**2 * channels, softmax)
+    if isinstance(layer, PatchEmbedding):
+        return Macs(outputs * layer.projection.kernel.shape[0])
+    if isinstance(layer, keras.layers.Dense):
+        return Macs(outputs * layer.input.shape[-1], 0, elementwise)
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return Macs(outputs * math.prod(layer.kernel_size), 0, elementwise)
+    if isinstance(layer, keras.layers.Conv2D):
+        return Macs(outputs * math.prod(layer.kernel.shape[:3]), 0, elementwise)
+    if isinstance(
+        layer, (keras.layers.LayerNormalization, keras.layers.BatchNormalization)
+    ):
+        return Macs(0, 0, 2 * outputs)
+    if isinstance(layer, keras.layers.Activation):
+        return Macs(0, 0, outputs)
+    matrices = any(len(weight.shape) > 1 for weight in layer.weights)
+    if matrices and not isinstance(layer, (PositionEmbedding, ClassToken)):
+        return None
+    return Macs()
+
+
+def _reach(extent):
+    return range(-(extent // 2), extent // 2 + 1)
+
+
+def _sizes(tensor):
+    tensors = keras.tree.flatten(tensor)
+    return [size for size in tensors[0].shape[1:] if size is not None]

@@ -1,0 +1,487 @@
+"""Figures of what the functions beside this file return; matplotlib draws them.
+
+Diverging maps are centred at zero and go from blue to red, sequential ones from dark
+to light: both are read alike with every kind of colour vision.
+"""
+
+import keras
+import numpy as np
+
+from keras_lkca.extras import require
+from keras_lkca.interpret.attention import (
+    attention_map,
+    attention_rollout,
+    check_image,
+)
+from keras_lkca.interpret.fields import (
+    effective_receptive_field,
+    energy_areas,
+    saliency,
+)
+from keras_lkca.interpret.kernels import (
+    frequency_response,
+    kernel_statistics,
+    kernels,
+)
+
+DIVERGING, SEQUENTIAL, OVERLAY = "RdBu_r", "viridis", "inferno"
+COLUMNS = 5  # panels in a row
+
+
+def _panels(count, columns=COLUMNS, size=2.1, title=None):
+    figure_module = require("matplotlib.figure", "plot", "matplotlib")
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = figure_module.Figure(
+        figsize=(columns * size + 1, rows * (size + 0.25) + 0.5), layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for panel in axes.ravel()[count:]:
+        panel.remove()
+    if title:
+        figure.suptitle(title)
+    return figure, axes.ravel()[:count]
+
+
+def _short(name):
+    """Return a block's name for a title."""
+    for ending in ("_lkca", "_mixing", "_attention"):
+        name = name.removesuffix(ending)
+    return name.replace("_", " ")
+
+
+def _outer(axes, columns, below, left):
+    """Label the outer panels only."""
+    for index, panel in enumerate(axes):
+        if index % columns == 0:
+            panel.set_ylabel(left)
+        else:
+            panel.set_yticklabels([])
+        if index + columns >= len(axes):
+            panel.set_xlabel(below)
+        else:
+            panel.set_xticklabels([])
+
+
+def _kernel_panel(panel, kernel, limit):
+    down, right = (size // 2 for size in kernel.shape)
+    image = panel.imshow(
+        kernel,
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
+        extent=(-right - 0.5, right + 0.5, down + 0.5, -down - 0.5),
+    )
+    panel.plot(0, 0, "+", color="black", ms=7, mew=1)
+    panel.set_xticks(sorted({-right, 0, right}))
+    panel.set_yticks(sorted({-down, 0, down}))
+    return image
+
+
+def plot_kernels(model, max_kernels: int = 4):
+    """Draw each layer's kernels on one scale, the offset (0, 0) marked by a cross.
+
+    Args:
+        model: See `keras_lkca.interpret.kernels`.
+        max_kernels: Positive integer, how many kernels of a layer to draw, the first
+            ones.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If the model has no LKCA layers.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> figure = interpret.plot_kernels(LKCAViT(depth=2))
+    """
+    found = kernels(model)
+    statistics = kernel_statistics(model)
+    count = min(max(k.shape[-1] for k in found.values()), max_kernels)
+    limit = max(np.abs(k[..., :count]).max() for k in found.values()) or 1.0
+    total = sum(min(count, k.shape[-1]) for k in found.values())
+    columns = COLUMNS if count == 1 else count
+    figure, axes = _panels(total, columns, title="Kernels: the weight of each offset")
+    index = 0
+    for name, kernel in found.items():
+        for g in range(min(count, kernel.shape[-1])):
+            image = _kernel_panel(axes[index], kernel[..., g], limit)
+            mean = statistics[name]["mean_distance"][g]
+            which = f", kernel {g}" if kernel.shape[-1] > 1 else ""
+            axes[index].set_title(f"{_short(name)}{which}\nreach {mean:.1f}", size=9)
+            index += 1
+    _outer(axes, columns, "columns right", "rows down")
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label="weight")
+    return figure
+
+
+def plot_statistics(model, other=None, image=None):
+    """Draw reach, share nearby, symmetry and frequencies over the depth.
+
+    Args:
+        model: See `keras_lkca.interpret.kernel_statistics`. Of several kernels a layer
+            the mean is drawn.
+        other: A `keras_lkca.ViT`, whose mean attention distance on `image` is drawn
+            beside the reach.
+        image: See `keras_lkca.interpret.attention_map`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If the model has no LKCA layers.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> figure = interpret.plot_statistics(LKCAViT(depth=2))
+    """
+    statistics = list(kernel_statistics(model).values())
+
+    def over_depth(key):
+        with np.errstate(invalid="ignore"):
+            return [float(np.mean(s[key])) for s in statistics]
+
+    figure, axes = _panels(3, size=2.9, title="From the first block to the last")
+    axes[0].plot(over_depth("mean_distance_on_grid"), "o-", ms=4, label="LKCA")
+    if other is not None:
+        distances = [_distance_of_maps(m) for m in _all_maps(other, image)]
+        axes[0].plot(distances, "s--", ms=4, label="ViT, one image")
+        axes[0].legend()
+    axes[0].set(ylabel="mean distance on the grid, tokens", ylim=(0, None))
+    for key, label in (
+        ("within_1", "mass within 1 token"),
+        ("within_2", "mass within 2 tokens"),
+        ("first_singular", "energy, first singular value"),
+    ):
+        axes[1].plot(over_depth(key), "o-", ms=4, label=label)
+    for key, label in (
+        ("odd", "odd under a half turn"),
+        ("left_right", "odd left to right"),
+        ("up_down", "odd up to down"),
+        ("low_frequency", "low frequencies"),
+    ):
+        axes[2].plot(over_depth(key), "o-", ms=4, label=label)
+    axes[2].axhline(0.25, color="0.6", lw=1, ls=":")
+    for panel in axes[1:]:
+        panel.set(ylabel="share", ylim=(0, 1))
+    for panel in axes:
+        panel.set_xlabel("block")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=7)
+    return figure
+
+
+def _all_maps(vit, image):
+    """Yield each layer's attention `(heads, rows, columns, rows, columns)`."""
+    grid = vit.get_layer("grid").output.shape[1:3]
+    queries = [(i, j) for i in range(grid[0]) for j in range(grid[1])]
+    maps = [attention_map(vit, query, image) for query in queries]
+    for name in maps[0]:
+        stacked = np.stack([m[name] for m in maps], 1)
+        yield stacked.reshape(len(stacked), *grid, *grid)
+
+
+def _distance_of_maps(maps):
+    rows, columns = maps.shape[1:3]
+    i, j = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    distance = np.hypot(
+        i[:, :, None, None] - i[None, None], j[:, :, None, None] - j[None, None]
+    )
+    return float((maps * distance).sum() / maps.sum())
+
+
+def plot_frequency_response(model, max_kernels: int = 4):
+    """Draw the size of each kernel's transfer function, the largest value as 1.
+
+    Args:
+        model: See `keras_lkca.interpret.frequency_response`.
+        max_kernels: Positive integer, how many kernels of a layer to draw.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If the model has no LKCA layers.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> figure = interpret.plot_frequency_response(LKCAViT(depth=2))
+    """
+    responses = frequency_response(model)
+    responses.pop("frequencies")
+    statistics = kernel_statistics(model)
+    count = min(max(len(r) for r in responses.values()), max_kernels)
+    columns = COLUMNS if count == 1 else count
+    figure, axes = _panels(
+        sum(min(count, len(r)) for r in responses.values()),
+        columns,
+        title="Frequencies that pass: bright in the middle smooths, dark sharpens",
+    )
+    index = 0
+    for name, response in responses.items():
+        for g, size in enumerate(np.abs(response[:count])):
+            image = axes[index].imshow(
+                size / (size.max() or 1),
+                cmap=SEQUENTIAL,
+                vmin=0,
+                vmax=1,
+                extent=(-0.5, 0.5, 0.5, -0.5),
+            )
+            share = statistics[name]["low_frequency"][g]
+            axes[index].set_title(f"{_short(name)}\nlow {share:.0%}", size=9)
+            axes[index].set(xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
+            index += 1
+    _outer(axes, columns, "cycles a token", "cycles a token")
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label="share of the largest")
+    return figure
+
+
+def plot_attention_map(model, query, image=None, other=None):
+    """Draw where one token looks, layer by layer and through all of them.
+
+    Args:
+        model: See `keras_lkca.interpret.attention_map`; of several kernels or heads
+            the mean is drawn.
+        query: Pair of integers (row, column) on the token grid.
+        image: `(height, width, channels)` in [0, 255], drawn first.
+        other: A second model, drawn below; a `keras_lkca.ViT` of the same images.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: See `keras_lkca.interpret.attention_map`.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> figure = interpret.plot_attention_map(LKCAViT(depth=2), query=(2, 3))
+    """
+    models = [model] if other is None else [model, other]
+    if image is not None:
+        for each in models:
+            check_image(each, image)
+    rows = [_map_panels(each, query, image) for each in models]
+    columns = min(max(map(len, rows)), COLUMNS + 1)
+    padded = []
+    for row in rows:
+        padded += row + [None] * (-len(row) % columns)
+    figure, axes = _panels(
+        len(padded), columns, title=f"Where token {tuple(query)} looks"
+    )
+    for panel, drawn in zip(axes, padded, strict=True):
+        if drawn is None:
+            panel.remove()
+            continue
+        title, values, style = drawn
+        if style == "image":
+            panel.imshow(_displayed(values), cmap="gray", vmin=0, vmax=255)
+            panel.set_axis_off()
+        else:
+            limit = np.abs(values).max() or 1.0
+            low = -limit if style == DIVERGING else 0
+            panel.imshow(values, cmap=style, vmin=low, vmax=limit)
+            edge = "black" if style == DIVERGING else "white"
+            panel.plot(query[1], query[0], "+", color=edge, ms=8, mew=1.2)
+            panel.set(xticks=(0, values.shape[1] - 1), yticks=(0, values.shape[0] - 1))
+        panel.set_title(title, size=9)
+    return figure
+
+
+def _map_panels(model, query, image):
+    maps = attention_map(model, query, image)
+    rollout = attention_rollout(model, query, image)[-1]
+    signed = min(m.min() for m in maps.values()) < 0
+    kind = "ViT" if not hasattr(model, "get_layer") or _is_vit(model) else "LKCA"
+    panels = [("the image", np.asarray(image), "image")] if image is not None else []
+    for name, values in maps.items():
+        style = DIVERGING if signed else SEQUENTIAL
+        panels.append((f"{kind}, {_short(name)}", values.mean(0), style))
+    return [*panels, (f"{kind}, all blocks", rollout, SEQUENTIAL)]
+
+
+def _is_vit(model):
+    return any("attention" in layer.name for layer in model.layers)
+
+
+def plot_receptive_field(models, images, **arguments):
+    """Draw the pixels that move the centre token, and the area of 50, 90 and 99 %.
+
+    Args:
+        models: A model, or a dict of models by title to compare, as one before and
+            one after training.
+        images: See `keras_lkca.interpret.effective_receptive_field`.
+        **arguments: Likewise.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: See `keras_lkca.interpret.effective_receptive_field`.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+    >>> figure = interpret.plot_receptive_field(LKCAViT(depth=1), images)
+    """
+    models = models if isinstance(models, dict) else {"": models}
+    figure, axes = _panels(
+        len(models), size=3, title="Effective receptive field of the centre token"
+    )
+    for panel, (title, model) in zip(axes, models.items(), strict=True):
+        field = effective_receptive_field(model, images, **arguments)
+        # A quarter of the decades that a byte has: what is dark holds next to nothing.
+        shown = np.log10(np.maximum(field / field.max(), 1e-4))
+        image = panel.imshow(shown, cmap=OVERLAY, vmin=-4, vmax=0)
+        areas = energy_areas(field)
+        text = ", ".join(
+            f"{share}: {area:.0%}"
+            for share, area in zip(("50 %", "90 %", "99 %"), areas, strict=True)
+        )
+        panel.set_title(f"{title}\nenergy in part of the image\n{text}".strip(), size=8)
+        panel.set(xlabel="pixels")
+    axes[0].set_ylabel("pixels")
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label="log10 of energy")
+    return figure
+
+
+def plot_saliency(model, images, class_index=None):
+    """Draw what each token adds to the logit of a class, over its image.
+
+    Args:
+        model: See `keras_lkca.interpret.saliency`.
+        images: `(n, height, width, channels)` in [0, 255].
+        class_index: See `keras_lkca.interpret.saliency`; for all of the images.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: See `keras_lkca.interpret.saliency`.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> images = np.zeros((2, 32, 32, 3))
+    >>> figure = interpret.plot_saliency(LKCAViT(depth=1), images)
+    """
+    images = np.asarray(images)
+    columns = min(len(images), COLUMNS)
+    rows = -(-len(images) // columns)
+    figure, axes = _panels(
+        2 * rows * columns, columns, title="What speaks for the class (red) or against"
+    )
+    names = getattr(model, "class_names", None)
+    for panel in axes:
+        panel.set_axis_off()
+    for index, image in enumerate(images):
+        chosen = class_index
+        if chosen is None:
+            logits = model(check_image(model, image), training=False)
+            chosen = int(keras.ops.convert_to_numpy(keras.ops.argmax(logits[0])))
+        values, _ = saliency(model, image, chosen)
+        place = index // columns * 2 * columns + index % columns
+        height, width = image.shape[:2]
+        shown = _displayed(image)
+        axes[place].imshow(shown, cmap="gray", vmin=0, vmax=255)
+        label = names[chosen] if names and not isinstance(chosen, str) else chosen
+        axes[place].set_title(str(label), size=9)
+        panel = axes[place + columns]
+        panel.imshow(shown, cmap="gray", vmin=0, vmax=255)
+        limit = np.abs(values).max() or 1.0
+        drawn = panel.imshow(
+            values,
+            cmap=DIVERGING,
+            vmin=-limit,
+            vmax=limit,
+            alpha=0.65,
+            interpolation="bilinear",
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )
+        panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    bar = figure.colorbar(drawn, ax=list(axes), shrink=0.6, ticks=[-limit, 0, limit])
+    bar.ax.set_yticklabels(["against", "0", "for"])
+    return figure
+
+
+def plot_equivalence(model, layer: str | None = None, query=None):
+    """Draw one kernel as a window that slides, and as a matrix of attention.
+
+    Left the kernel; then its window laid over the grid with its centre on the query,
+    which is a row of the attention matrix written as a grid; then the whole matrix
+    with that row marked.
+
+    Args:
+        model: See `keras_lkca.interpret.kernels`; the first kernel is drawn.
+        layer: Name of a layer. Defaults to the first.
+        query: Pair of integers (row, column). Defaults to a third down and right.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If there is no such layer, or the query lies outside the grid.
+        ImportError: If matplotlib is missing.
+
+    Example:
+
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> figure = interpret.plot_equivalence(LKCAViT(depth=1))
+    """
+    from keras_lkca.interpret.kernels import mixing_layers
+    from keras_lkca.ops import attention_matrix
+
+    layers = mixing_layers(model)
+    layer = next(iter(layers)) if layer is None else layer
+    if layer not in layers:
+        raise ValueError(
+            f"`layer` must be one of {list(layers)}. Received: layer={layer!r}"
+        )
+    height, width = layers[layer].grid
+    query = (height // 3, width // 3) if query is None else query
+    window = attention_map(model, query)[layer][0]
+    kernel = kernels(model)[layer][..., 0]
+    matrix = keras.ops.convert_to_numpy(
+        attention_matrix(layers[layer].kernel, height, width)
+    )[0]
+    limit = np.abs(kernel).max() or 1.0
+    figure, axes = _panels(3, size=3, title="One linear map, seen twice")
+    _kernel_panel(axes[0], kernel, limit)
+    axes[0].set(title="the kernel", xlabel="columns right", ylabel="rows down")
+    style = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
+    axes[1].imshow(window, **style)
+    axes[1].plot(query[1], query[0], "+", color="black", ms=8)
+    axes[1].set(
+        title=f"convolution: the window\nof token {tuple(query)}",
+        xlabel="column",
+        ylabel="row",
+    )
+    image = axes[2].imshow(matrix, **style)
+    row = query[0] * width + query[1]
+    axes[2].axhline(row - 0.5, color="black", lw=0.6)
+    axes[2].axhline(row + 0.5, color="black", lw=0.6)
+    axes[2].set(
+        title=f"attention: the matrix,\nrow {row} marked", xlabel="key", ylabel="query"
+    )
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label="weight")
+    return figure
+
+
+def _displayed(image):
+    image = np.clip(np.asarray(image), 0, 255).astype("uint8")
+    return image[..., 0] if image.shape[-1] == 1 else image[..., :3]
