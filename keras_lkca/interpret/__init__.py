@@ -4,7 +4,7 @@ from keras_lkca.interpret.attention import attention_map, attention_rollout
 from keras_lkca.interpret.fields import (
     effective_receptive_field,
     energy_areas,
-    feature_map_layer,
+    feature_map_model,
     saliency,
 )
 from keras_lkca.interpret.kernels import (
@@ -24,6 +24,7 @@ from keras_lkca.interpret.plots import (
     plot_saliency,
     plot_statistics,
 )
+from keras_lkca.interpret.report import report
 
 __all__ = [
     "Macs",
@@ -32,7 +33,7 @@ __all__ = [
     "count_macs",
     "effective_receptive_field",
     "energy_areas",
-    "feature_map_layer",
+    "feature_map_model",
     "frequency_response",
     "kernel_statistics",
     "kernels",
@@ -45,5 +46,6 @@ __all__ = [
     "plot_receptive_field",
     "plot_saliency",
     "plot_statistics",
+    "report",
     "saliency",
 ]

@@ -45,13 +45,13 @@ def attention_map(model, query, image=None) -> dict[str, np.ndarray]:
           Large Kernel Convolution", [arXiv 2401.05738](
           https://arxiv.org/abs/2401.05738), method section.
     """
-    attention = _self_attention(model)
+    attention = self_attention(model)
     if attention:
-        grid = _vit_grid(model)
+        grid = vit_grid(model)
         row = query_index(query, grid, class_token=True)
         return {
             name: weights[:, row, 1:].reshape(-1, *grid)
-            for name, weights in _softmax_maps(model, attention, image).items()
+            for name, weights in softmax_maps(model, attention, image).items()
         }
     results = {}
     for name, layer in mixing_layers(model).items():
@@ -101,12 +101,12 @@ def attention_rollout(model, query, image=None) -> np.ndarray:
         - Abnar and Zuidema, "Quantifying Attention Flow in Transformers",
           [arXiv 2005.00928](https://arxiv.org/abs/2005.00928), section 3.
     """
-    attention = _self_attention(model)
+    attention = self_attention(model)
     if attention:
-        grid, first = _vit_grid(model), 1
+        grid, first = vit_grid(model), 1
         _check_tokens(grid)
         row = query_index(query, grid, class_token=True)
-        matrices = _softmax_maps(model, attention, image).values()
+        matrices = softmax_maps(model, attention, image).values()
     else:
         layers, first = mixing_layers(model), 0
         grids = {_static_grid(name, layer) for name, layer in layers.items()}
@@ -135,20 +135,22 @@ def attention_rollout(model, query, image=None) -> np.ndarray:
     return np.asarray(results, "float32")
 
 
-def _self_attention(model):
+def self_attention(model):
+    """Return a model's SelfAttention layers by name."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model. Received: model={model!r}")
     return {x.name: x for x in model.layers if isinstance(x, SelfAttention)}
 
 
-def _vit_grid(model):
+def vit_grid(model):
+    """Return the token grid of a `keras_lkca.ViT`, or raise a `ValueError`."""
     names = [layer.name for layer in model.layers]
-    if "grid" not in names:
+    if not {"patches", "class_token"} <= set(names):
         raise ValueError(
             "A model with SelfAttention layers must be a keras_lkca.ViT, whose token "
             f"grid is known. Received: {type(model).__name__} {model.name!r}"
         )
-    return tuple(model.get_layer("grid").output.shape[1:3])
+    return tuple(model.get_layer("patches").output.shape[1:3])
 
 
 def _static_grid(name, layer):
@@ -195,7 +197,8 @@ def check_image(model, image):
     return array[None].astype("float32")
 
 
-def _softmax_maps(model, layers, image):
+def softmax_maps(model, layers, image):
+    """Return each layer's softmax `(heads, tokens, tokens)` on one image."""
     image = check_image(model, image)
     inputs = keras.Model(model.input, [layer.input for layer in layers.values()])
     tokens = inputs(image, training=False)

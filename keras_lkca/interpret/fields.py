@@ -3,7 +3,12 @@
 import keras
 import numpy as np
 
-from keras_lkca.interpret.attention import check_image, query_index
+from keras_lkca.interpret.attention import (
+    check_image,
+    query_index,
+    self_attention,
+    vit_grid,
+)
 from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.ops.backend import gradient
 
@@ -51,12 +56,11 @@ def effective_receptive_field(
     check_positive_int("draws", draws)
     check_positive_int("batch_size", batch_size)
     images = _check_images(model, images)
-    layer = feature_map_layer(model)
-    rows, columns, channels = layer.output.shape[1:]
+    trunk = feature_map_model(model)
+    rows, columns, channels = trunk.output_shape[1:]
     query = (rows // 2, columns // 2) if query is None else query
     place = query_index(query, (rows, columns), class_token=False)
     row, column = divmod(place, columns)
-    trunk = keras.Model(model.input, layer.output)
 
     def projected(x, signs):
         token = keras.ops.cast(trunk(x, training=False)[:, row, column], "float32")
@@ -206,29 +210,36 @@ def _class_index(model, value, classes):
     return int(value)
 
 
-def feature_map_layer(model):
-    """Return the last layer whose output is a feature map.
+def feature_map_model(model) -> keras.Model:
+    """Return the part of a model from the images to its last feature map.
 
     Args:
-        model: A functional Keras model.
+        model: A functional Keras model; of a `keras_lkca.ViT`, the tokens without the
+            class token.
 
     Returns:
-        The layer.
+        A Keras model of the same weights, to `(batch, rows, columns, channels)`.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no feature map of static size.
 
     Example:
 
     >>> from keras_lkca import LKCAViT
-    >>> from keras_lkca.interpret import feature_map_layer
-    >>> feature_map_layer(LKCAViT(depth=2)).name
-    'block_1_mlp_add'
+    >>> from keras_lkca.interpret import feature_map_model
+    >>> feature_map_model(LKCAViT(depth=2)).output_shape
+    (None, 8, 8, 136)
     """
-    for layer in reversed(getattr(model, "layers", ())):
-        shape = getattr(getattr(layer, "output", None), "shape", ())
-        if len(shape) == 4 and None not in shape[1:]:
-            return layer
+    is_vit = bool(self_attention(model))
+    for layer in reversed(model.layers):
+        outputs = getattr(layer, "output", None)
+        shape = getattr(outputs, "shape", ())
+        if is_vit and len(shape) == 3:
+            grid = vit_grid(model)
+            outputs = keras.ops.reshape(outputs[:, 1:], (-1, *grid, shape[-1]))
+            return keras.Model(model.input, outputs)
+        if not is_vit and len(shape) == 4 and None not in shape[1:]:
+            return keras.Model(model.input, outputs)
     raise ValueError(
         "`model` must be a functional model with a feature map of static size, "
         f"(batch, rows, columns, channels). Received: model={model!r}"

@@ -12,6 +12,9 @@ from keras_lkca.interpret.attention import (
     attention_map,
     attention_rollout,
     check_image,
+    self_attention,
+    softmax_maps,
+    vit_grid,
 )
 from keras_lkca.interpret.fields import (
     effective_receptive_field,
@@ -22,7 +25,10 @@ from keras_lkca.interpret.kernels import (
     frequency_response,
     kernel_statistics,
     kernels,
+    mixing_layers,
 )
+from keras_lkca.layers import SelfAttention
+from keras_lkca.ops import attention_matrix
 
 DIVERGING, SEQUENTIAL, OVERLAY = "RdBu_r", "viridis", "inferno"
 COLUMNS = 5  # panels in a row
@@ -180,12 +186,9 @@ def plot_statistics(model, other=None, image=None):
 
 def _all_maps(vit, image):
     """Yield each layer's attention `(heads, rows, columns, rows, columns)`."""
-    grid = vit.get_layer("grid").output.shape[1:3]
-    queries = [(i, j) for i in range(grid[0]) for j in range(grid[1])]
-    maps = [attention_map(vit, query, image) for query in queries]
-    for name in maps[0]:
-        stacked = np.stack([m[name] for m in maps], 1)
-        yield stacked.reshape(len(stacked), *grid, *grid)
+    grid = vit_grid(vit)
+    for weights in softmax_maps(vit, self_attention(vit), image).values():
+        yield weights[:, 1:, 1:].reshape(-1, *grid, *grid)
 
 
 def _distance_of_maps(maps):
@@ -302,16 +305,13 @@ def _map_panels(model, query, image):
     maps = attention_map(model, query, image)
     rollout = attention_rollout(model, query, image)[-1]
     signed = min(m.min() for m in maps.values()) < 0
-    kind = "ViT" if not hasattr(model, "get_layer") or _is_vit(model) else "LKCA"
+    is_vit = any(isinstance(layer, SelfAttention) for layer in model.layers)
+    kind = "ViT" if is_vit else "LKCA"
     panels = [("the image", np.asarray(image), "image")] if image is not None else []
     for name, values in maps.items():
         style = DIVERGING if signed else SEQUENTIAL
         panels.append((f"{kind}, {_short(name)}", values.mean(0), style))
     return [*panels, (f"{kind}, all blocks", rollout, SEQUENTIAL)]
-
-
-def _is_vit(model):
-    return any("attention" in layer.name for layer in model.layers)
 
 
 def plot_receptive_field(models, images, **arguments):
@@ -443,9 +443,6 @@ def plot_equivalence(model, layer: str | None = None, query=None):
     >>> from keras_lkca import LKCAViT, interpret
     >>> figure = interpret.plot_equivalence(LKCAViT(depth=1))
     """
-    from keras_lkca.interpret.kernels import mixing_layers
-    from keras_lkca.ops import attention_matrix
-
     layers = mixing_layers(model)
     layer = next(iter(layers)) if layer is None else layer
     if layer not in layers:
