@@ -6,7 +6,7 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from keras_lkca import __version__, deploy, ops, predict
+from keras_lkca import __version__, deploy, interpret, layers, ops, predict
 from keras_lkca.data.folders import images_below
 
 
@@ -57,10 +57,23 @@ def main(arguments=None):
     )
     command.add_argument("--tolerance", type=float, help="default: 1e-4, quantized 0.1")
     command.add_argument("--overwrite", action="store_true")
+    about = "Write one HTML page with what a saved model learned."
+    command = commands.add_parser("report", help=about, description=about)
+    command.add_argument("model", help="a .keras file with LKCA layers")
+    command.add_argument("images", help="a folder of image files")
+    command.add_argument("output", help="the page, .html")
+    command.add_argument("--beside", metavar="MODEL", help="a ViT, shown beside it")
+    command.add_argument(
+        "--max-images", type=int, default=64, help="images to average over"
+    )
     parsed = parser.parse_args(arguments)
     try:
-        commands = {"calibrate": _calibrate, "export": _export, "predict": _predict}
-        commands[parsed.command](parsed)
+        {
+            "calibrate": _calibrate,
+            "export": _export,
+            "predict": _predict,
+            "report": _report,
+        }[parsed.command](parsed)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
@@ -73,11 +86,7 @@ def _export(parsed):
     images = None
     if parsed.calibration:
         model = deploy.read_model(parsed.model)
-        folder = pathlib.Path(parsed.calibration).expanduser()
-        images = images_below(folder)
-        if not images:
-            raise ValueError(f"--calibration {folder} holds no images.")
-        images = deploy.read_images(images, model.input_shape[1:])
+        images = _images_in(parsed.calibration, model)
     path = deploy.export(
         parsed.model,
         parsed.output,
@@ -91,6 +100,22 @@ def _export(parsed):
         overwrite=parsed.overwrite,
     )
     print(f"wrote {path}")
+
+
+def _images_in(folder, model, count=None):
+    paths = images_below(pathlib.Path(folder).expanduser())
+    if not paths:
+        raise ValueError(f"{folder} holds no images.")
+    step = max(len(paths) // count, 1) if count else 1  # from all of its folders
+    return deploy.read_images(paths[::step][:count], model.input_shape[1:])
+
+
+def _report(parsed):
+    layers.checks.check_positive_int("--max-images", parsed.max_images)
+    model = deploy.read_model(parsed.model)
+    other = parsed.beside and deploy.read_model(parsed.beside)
+    images = _images_in(parsed.images, model, parsed.max_images)
+    print(f"wrote {interpret.report(model, images, parsed.output, other)}")
 
 
 def _predict(parsed):

@@ -76,8 +76,7 @@ def count_macs(model, input_shape=None, by_layer: bool = False):
             f"Received: input_shape={input_shape!r}"
         )
     if None in shape:
-        inputs = keras.Input(wanted)
-        model = keras.Model(inputs, model(inputs))
+        model = keras.models.clone_model(model, input_tensors=keras.Input(wanted))
     counts, unknown = {}, []
     _count(model, "", counts, unknown)
     if unknown:

@@ -41,6 +41,7 @@ def _panels(count, columns=COLUMNS, size=2.1, title=None):
     figure = figure_module.Figure(
         figsize=(columns * size + 1, rows * (size + 0.25) + 0.5), layout="constrained"
     )
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
     axes = figure.subplots(rows, columns, squeeze=False)
     for panel in axes.ravel()[count:]:
         panel.remove()
@@ -157,7 +158,6 @@ def plot_statistics(model, other=None, image=None):
     if other is not None:
         distances = [_distance_of_maps(m) for m in _all_maps(other, image)]
         axes[0].plot(distances, "s--", ms=4, label="ViT, one image")
-        axes[0].legend()
     axes[0].set(ylabel="mean distance on the grid, tokens", ylim=(0, None))
     for key, label in (
         ("within_1", "mass within 1 token"),
@@ -179,8 +179,9 @@ def plot_statistics(model, other=None, image=None):
         panel.set_xlabel("block")
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=7)
+        handles, _ = panel.get_legend_handles_labels()
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+        panel.legend(fontsize=7.5, ncols=1 + (len(handles) > 3), frameon=False, **below)
     return figure
 
 
@@ -280,7 +281,9 @@ def plot_attention_map(model, query, image=None, other=None):
     for row in rows:
         padded += row + [None] * (-len(row) % columns)
     figure, axes = _panels(
-        len(padded), columns, title=f"Where token {tuple(query)} looks"
+        len(padded),
+        columns,
+        title=f"Where token {tuple(query)} looks, each panel on its own scale",
     )
     for panel, drawn in zip(axes, padded, strict=True):
         if drawn is None:

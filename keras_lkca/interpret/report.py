@@ -36,7 +36,7 @@ p { max-width: 46rem; } .soft, figcaption { color: var(--soft); }
 .facts b { display: block; font-size: 1.35rem; }
 figure { margin: 1rem 0; padding: 1rem; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; overflow-x: auto; }
-figure svg { display: block; margin: auto; max-width: 100%; height: auto;
+figure svg { display: block; margin: auto; width: 100%; min-width: 34rem; height: auto;
   color: var(--ink); }
 figcaption { font-size: .92rem; max-width: 46rem; margin: .6rem auto 0; }
 .scroll { overflow-x: auto; }
@@ -159,8 +159,8 @@ def _sections(model, images, other, max_images):
             "Where a token looks",
             "attention",
             "A row of each layer's attention matrix, and of their rollout through the "
-            "depth (heuristic: without signs, projections and MLPs). In LKCA it is "
-            "the same for every image"
+            "depth (heuristic: without signs, projections and MLPs), each panel on "
+            "its own scale. In LKCA it is the same for every image"
             + ("; in the ViT it is that of this image." if other is not None else "."),
             lambda: plots.plot_attention_map(model, query, first, other),
         ),
@@ -181,10 +181,10 @@ def _sections(model, images, other, max_images):
             (
                 "What speaks for a class",
                 "saliency",
-                "What each token adds to the logit of the predicted class, against "
-                "the mean of all classes. The sum over the tokens is exact; but the "
-                "tokens have taken in each other before, and share the last "
-                "normalisation.",
+                "What each token adds to the logit of the predicted class, whose number "
+                "or name stands above, against the mean of all classes, each image on "
+                "its own scale. The sum over the tokens is exact; but the tokens have "
+                "taken in each other before, and share the last normalisation.",
                 lambda: plots.plot_saliency(model, images[:max_images]),
             )
         )
@@ -192,6 +192,7 @@ def _sections(model, images, other, max_images):
 
 
 def _svg(figure):
+    figure.suptitle("")  # the page's heading says it
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
