@@ -1,11 +1,12 @@
 # make demo: the quickstart. make test: every check, under the three backends.
+# make docs: the site, served on http://127.0.0.1:8000. make figures: its figures anew.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_BACKEND := $(or $(KERAS_BACKEND),jax)
 BACKENDS ?= tensorflow jax torch
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs figures clean
 
 demo: $(VENV)/.demo-$(DEMO_BACKEND)
 	KERAS_BACKEND=$(DEMO_BACKEND) TF_CPP_MIN_LOG_LEVEL=2 \
@@ -20,6 +21,15 @@ test: lint
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site
+
+docs: $(VENV)/.test
+	$(VENV)/bin/mkdocs serve
+
+# make figures MODEL=lkca.keras BESIDE=vit.keras DATA=~/data
+figures: $(VENV)/.test
+	$(VENV)/bin/python docs/make_figures.py --model $(MODEL) --beside $(BESIDE) \
+		--data-dir $(DATA)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -32,5 +42,5 @@ $(VENV)/.demo-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[tensorflow,jax,torch,data,export,plot,test]"
+	$(PIP) --editable ".[tensorflow,jax,torch,data,docs,export,plot,test]"
 	touch $@

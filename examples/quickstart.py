@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from keras_lkca import LKCAViT, ViT, data
+from keras_lkca import LKCAViT, ViT, data, interpret
 from keras_lkca.files import atomic
 
 parser = argparse.ArgumentParser(
@@ -90,9 +90,9 @@ reloaded = keras.models.load_model(args.output / "digits.keras")
 before, after = (m.predict(test_images, verbose=0) for m in (lkca, reloaded))
 print(f"\nreloaded: logits differ by at most {np.abs(before - after).max():.1e}")
 
-# What was learned: one weight for every relative position, the same in every image.
-figure = Figure(figsize=(11, 3), layout="constrained")
-axes = figure.subplots(1, 5)
+# What was reached, and what was learned: one weight for every relative position.
+figure = Figure(figsize=(7.5, 3), layout="constrained")
+axes = figure.subplots(1, 2)
 for name in builders:
     axes[0].plot(args.sizes, accuracy[name], marker="o", label=name)
     axes[1].plot(np.linspace(0, args.steps, len(losses[name])), losses[name])
@@ -103,26 +103,8 @@ axes[0].legend()
 axes[1].set(
     yscale="log", xlabel="step", ylabel=f"training loss, {args.sizes[-1]:,} images"
 )
-kernels = [
-    keras.ops.convert_to_numpy(layer.kernel)[..., 0]
-    for layer in reloaded.layers
-    if hasattr(layer, "attention_matrix")
-]
-limit = max(np.abs(kernel).max() for kernel in kernels)
-for index, (panel, kernel) in enumerate(zip(axes[2:], kernels, strict=True)):
-    reach = (kernel.shape[0] - 1) / 2 + 0.5
-    image = panel.imshow(
-        kernel,
-        cmap="RdBu_r",
-        vmin=-limit,
-        vmax=limit,
-        extent=(-reach, reach, reach, -reach),
-    )
-    ticks = (-kernel.shape[0] // 2 + 1, 0, kernel.shape[0] // 2)
-    panel.set(title=f"kernel of block {index}", xlabel="columns to the right")
-    panel.set(xticks=ticks, yticks=ticks)
-axes[2].set_ylabel("rows down")
-figure.colorbar(image, ax=axes[2:], shrink=0.8, label="weight")
 with atomic(args.output / "quickstart.png") as path:
     figure.savefig(path, dpi=120)
-print(f"wrote digits.keras and quickstart.png into {args.output}")
+with atomic(args.output / "kernels.png") as path:
+    interpret.plot_kernels(reloaded).savefig(path, dpi=120)
+print(f"wrote digits.keras, quickstart.png and kernels.png into {args.output}")

@@ -181,8 +181,8 @@ def _sections(model, images, other, max_images):
             (
                 "What speaks for a class",
                 "saliency",
-                "What each token adds to the logit of the predicted class, whose number "
-                "or name stands above, against the mean of all classes, each image on "
+                "What each token adds to the logit of the predicted class, whose "
+                "number or name stands above, against the mean of all, each image on "
                 "its own scale. The sum over the tokens is exact; but the tokens have "
                 "taken in each other before, and share the last normalisation.",
                 lambda: plots.plot_saliency(model, images[:max_images]),
@@ -194,7 +194,7 @@ def _sections(model, images, other, max_images):
 def _svg(figure):
     figure.suptitle("")  # the page's heading says it
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
