@@ -461,6 +461,7 @@ def plot_equivalence(model, layer: str | None = None, query=None):
     )[0]
     limit = np.abs(kernel).max() or 1.0
     figure, axes = _panels(3, size=3, title="One linear map, seen twice")
+    figure.get_layout_engine().set(w_pad=0.15)
     _kernel_panel(axes[0], kernel, limit)
     axes[0].set(title="the kernel", xlabel="columns right", ylabel="rows down")
     style = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}

@@ -1,0 +1,69 @@
+"""The documentation: its code runs, and its API pages name all that is public."""
+
+import importlib
+import re
+
+import pytest
+from conftest import ROOT
+
+DOCS = ROOT / "docs"
+SUBPACKAGES = ("data", "deploy", "interpret", "layers", "models", "ops", "training")
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<info>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S
+)
+
+
+def python_blocks(path):
+    """Yield the line and the code of each block that is to run."""
+    text = path.read_text()
+    for match in FENCE.finditer(text):
+        language, _, marks = match["info"].strip().partition(" ")
+        assert language, f"{path}: a block without a language, use text"
+        if language == "python" and ".no-test" not in marks:
+            yield text.count("\n", 0, match.start("code")), match["code"]
+
+
+PAGES = [
+    pytest.param(page, id=str(page.relative_to(DOCS)))
+    for page in sorted(DOCS.rglob("*.md"))
+    if any(python_blocks(page))
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for line, code in python_blocks(page):
+        # With the page's own line numbers in a traceback.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def described(page):
+    """Return the names that a page's `:::` blocks describe."""
+    paths = re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+    # A function of the same name as its file is found by its whole path.
+    return [re.sub(r"(\.\w+)\1$", r"\1", path) for path in paths]
+
+
+@pytest.mark.parametrize("name", SUBPACKAGES)
+def test_an_api_page_names_all_that_is_public(name):
+    module = importlib.import_module(f"keras_lkca.{name}")
+    names = [f"{module.__name__}.{public}" for public in module.__all__]
+    assert sorted(described(DOCS / "api" / f"{name}.md")) == sorted(names)
+
+
+def test_the_top_level_page_names_all_that_is_public():
+    package = importlib.import_module("keras_lkca")
+    page = (DOCS / "api" / "index.md").read_text()
+    named = re.findall(r"^\| \[`keras_lkca\.(\w+)`\]", page, re.M)
+    assert sorted(named) == sorted(package.__all__)
+
+
+def test_every_page_and_figure_is_there():
+    config = (ROOT / "mkdocs.yml").read_text()
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert set(re.findall(r"[\w/-]+\.md", config)) == pages
+    for page in DOCS.rglob("*.md"):
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
