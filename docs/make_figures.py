@@ -24,6 +24,15 @@ STYLE = {
 }
 
 
+def named(model):
+    """Return the model with CIFAR-100's class names, if it has none."""
+    names = model.class_names or data.describe("cifar100").class_names
+    config = {**model.get_config(), "class_names": names}
+    copy = type(model).from_config(config)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def main():
     """Draw them all, and write down what they show."""
     parser = argparse.ArgumentParser(
@@ -38,7 +47,7 @@ def main():
         default=pathlib.Path(__file__).resolve().parent / "figures",
     )
     args = parser.parse_args()
-    model = keras.models.load_model(args.model, compile=False)
+    model = named(keras.models.load_model(args.model, compile=False))
     beside = keras.models.load_model(args.beside, compile=False)
     images, labels = data.load("cifar100", "test", args.data_dir)
     fresh = type(model).from_config(model.get_config())
