@@ -65,7 +65,7 @@ def main():
                 model, (2, 2), chosen[0], other=beside
             ),
             "receptive-field": interpret.plot_receptive_field(
-                {"before training": fresh, "LKCA": model, "ViT": beside}, images[:256]
+                {"untrained": fresh, "LKCA": model, "ViT": beside}, images[:256]
             ),
             "saliency": interpret.plot_saliency(model, chosen),
         }

@@ -33,7 +33,7 @@ images, _ = data.load(args.dataset, "test", args.data_dir)
 print("layer           reach  within 1 token  odd  low frequencies")
 for name, numbers in interpret.kernel_statistics(model).items():
     print(
-        f"{name:15} {numbers['mean_distance'].mean():5.2f} "
+        f"{name:15} {numbers['mean_distance_on_grid'].mean():5.2f} "
         f"{numbers['within_1'].mean():15.0%} {numbers['odd'].mean():4.0%} "
         f"{numbers['low_frequency'].mean():16.0%}"
     )

@@ -6,6 +6,8 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
+
 from keras_lkca import __version__, deploy, interpret, layers, ops, predict
 from keras_lkca.data.folders import images_below
 
@@ -64,7 +66,7 @@ def main(arguments=None):
     command.add_argument("output", help="the page, .html")
     command.add_argument("--beside", metavar="MODEL", help="a ViT, shown beside it")
     command.add_argument(
-        "--max-images", type=int, default=64, help="images to average over"
+        "--average-over", type=int, default=64, help="images of the folder"
     )
     parsed = parser.parse_args(arguments)
     try:
@@ -106,15 +108,17 @@ def _images_in(folder, model, count=None):
     paths = images_below(pathlib.Path(folder).expanduser())
     if not paths:
         raise ValueError(f"{folder} holds no images.")
-    step = max(len(paths) // count, 1) if count else 1  # from all of its folders
-    return deploy.read_images(paths[::step][:count], model.input_shape[1:])
+    if count:  # evenly from all of its folders
+        chosen = np.linspace(0, len(paths) - 1, min(count, len(paths)))
+        paths = [paths[int(i)] for i in chosen]
+    return deploy.read_images(paths, model.input_shape[1:])
 
 
 def _report(parsed):
-    layers.checks.check_positive_int("--max-images", parsed.max_images)
+    layers.checks.check_positive_int("--average-over", parsed.average_over)
     model = deploy.read_model(parsed.model)
     other = parsed.beside and deploy.read_model(parsed.beside)
-    images = _images_in(parsed.images, model, parsed.max_images)
+    images = _images_in(parsed.images, model, parsed.average_over)
     print(f"wrote {interpret.report(model, images, parsed.output, other)}")
 
 

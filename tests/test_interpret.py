@@ -1,3 +1,6 @@
+import re
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -89,8 +92,7 @@ def test_statistics_of_known_kernels():
         assert found[key] == pytest.approx(1)
     for key in ("mean_distance", "mean_distance_on_grid", "odd", "left_right"):
         assert found[key] == pytest.approx(0)
-    # 31 of 64 frequencies lie below a quarter.
-    assert found["low_frequency"] == pytest.approx((31 / 64) ** 2)
+    assert found["low_frequency"] == pytest.approx(0.25)
 
     found = numbers(delta(2, -1))
     assert found["mean_distance"] == pytest.approx(5**0.5)
@@ -110,6 +112,7 @@ def test_statistics_of_known_kernels():
     i, j = np.indices(GRID).reshape(2, -1)
     distances = np.hypot(i[:, None] - i, j[:, None] - j)
     assert found["mean_distance_on_grid"] == pytest.approx(distances.mean())
+    assert interpret.uniform_distance(GRID) == pytest.approx(distances.mean())
 
     two = numbers(delta(0, 0) + delta(1, 1))
     assert two["first_singular"] == pytest.approx(0.5)
@@ -262,12 +265,41 @@ def test_the_field_of_a_vit_is_the_image(images):
     assert field.shape == (16, 24) and (field > 0).all()
 
 
+def test_the_field_of_models_of_ones_own(rng):
+    """Sequential, and with a model within it."""
+    images = rng.uniform(0, 255, (2, 16, 24, 3))
+    convolution = keras.Sequential(
+        [
+            keras.Input((16, 24, 3)),
+            keras.layers.Conv2D(4, 3, padding="same"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2),
+        ]
+    )
+    field = interpret.effective_receptive_field(convolution, images)
+    assert (field > 0).sum() == 9
+    backbone = small(include_top=False, pooling=None)
+    inputs = keras.Input((16, 24, 3))
+    x = keras.layers.GlobalAveragePooling2D()(backbone(inputs))
+    whole = keras.Model(inputs, keras.layers.Dense(2)(x))
+    np.testing.assert_allclose(
+        interpret.effective_receptive_field(whole, images),
+        interpret.effective_receptive_field(backbone, images),
+        rtol=1e-4,
+        atol=1e-8,
+    )
+
+
 def test_areas_of_known_fields():
     field = np.zeros((10, 10))
     field[0, 0], field[0, 1:3] = 0.8, 0.1
     np.testing.assert_allclose(interpret.energy_areas(field), [0.01, 0.02, 0.03])
+    np.testing.assert_allclose(interpret.energy_areas(field, 0.5), [0.01])
     with pytest.raises(ValueError, match="`shares` must lie between 0 and 1"):
         interpret.energy_areas(field, (0.5, 1))
+    for bad in (0 * field, field - 1, field * np.nan):
+        with pytest.raises(ValueError, match="`field` must hold energies"):
+            interpret.energy_areas(bad)
 
 
 # Saliency
@@ -299,6 +331,17 @@ def test_saliency_sums_to_the_logit(build, relative, image):
     assert tokens.sum() + rest == pytest.approx(
         logits.max(), abs=0.05 if half else 1e-4
     )
+
+
+def test_saliency_without_a_bias(image):
+    base = small(include_top=False, pooling=None)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(base.output)
+    x = keras.layers.LayerNormalization(name="norm")(x)
+    x = keras.layers.Dense(3, use_bias=False, name="classifier")(x)
+    model = keras.Model(base.inputs, x)
+    tokens, rest = interpret.saliency(model, image, 2, relative=False)
+    logits = model.predict(image[None], verbose=0)[0]
+    assert tokens.sum() + rest == pytest.approx(logits[2], abs=1e-4)
 
 
 def test_saliency_of_a_named_class(image):
@@ -361,6 +404,26 @@ def test_macs_of_a_model_of_ones_own():
         count_macs(model)
 
 
+def test_macs_of_operations_and_of_calls():
+    inputs = keras.Input((4, 6, 8))
+    shared = LKCA(name="mixer")
+    outputs = shared(shared(inputs))
+    kernel = np.ones((3, 3, 2), "float32")
+    outputs = ops.large_kernel_conv(outputs, kernel)
+    layers = count_macs(keras.Model(inputs, outputs), by_layer=True)
+    assert layers["mixer"] == Macs(2 * 2 * 24 * 64, 2 * 24 * 24 * 8)
+    pairs = (3 * 4 - 2) * (3 * 6 - 2)
+    (operation,) = (macs for name, macs in layers.items() if name != "mixer")
+    assert operation == Macs(0, pairs * 8)
+    backbone = small(include_top=False)
+    model = keras.Sequential([backbone, keras.layers.Dense(5, name="top")])
+    assert count_macs(model) == count_macs(backbone) + 16 * 5
+    x = keras.ops.matmul(inputs, np.ones((8, 8), "float32"))
+    for unknown in (x, keras.layers.Dot(3)([inputs, inputs])):
+        with pytest.raises(ValueError, match="not known: (Matmul|Dot)"):
+            count_macs(keras.Model(inputs, unknown))
+
+
 # Pictures
 
 
@@ -375,6 +438,7 @@ def test_figures(images, image):
         (interpret.plot_frequency_response(model), 2),
         (interpret.plot_equivalence(model, "block_1_lkca", (3, 0)), 3),
         (interpret.plot_attention_map(model, (1, 2)), 3),
+        (interpret.plot_attention_map(other, None, image), 4),
         (interpret.plot_attention_map(model, (1, 2), image, other), 8),
         (interpret.plot_receptive_field({"a": model, "b": other}, images), 2),
         (interpret.plot_saliency(model, images), 6),
@@ -384,21 +448,48 @@ def test_figures(images, image):
         assert len(drawn) == panels
     title = interpret.plot_kernels(with_kernel(delta(0, 2))).axes[0].get_title()
     assert title == "block 0\nreach 2.0"
+    for bad, message in (
+        (lambda: interpret.plot_kernels(model, 0), "`max_kernels` must be a positive"),
+        (lambda: interpret.plot_frequency_response(model, -1), "`max_kernels` must"),
+        (lambda: interpret.plot_saliency(model, images[:0]), "`images` must be"),
+        (lambda: interpret.report(model, images, "a", max_images=0), "`max_images`"),
+        (lambda: interpret.report(model, "cats", "a"), "`images` must be numbers"),
+        (lambda: interpret.report(model, images, ROOT), "`output` is a folder"),
+        (lambda: interpret.report(model, images, "a", model), "`other` must be a ker"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bad()
 
 
+@pytest.mark.filterwarnings("ignore")  # Keras's on what it does not quantize
 def test_report(images, tmp_path):
-    model = small(num_classes=4, class_names=["ant", "bee", "cat", "<dog>"])
+    names = ["$a x_$ ant", "bee", "cat", "<dog>"]
+    model = small(num_classes=4, class_names=names)
+    model.get_layer("classifier").bias.assign([9, 0, 0, 0])
     path = interpret.report(model, images, tmp_path / "report.html", other=vit())
     page = path.read_text()
     assert page.count("<svg") == 7 and page.count("<h2") == 8
-    for wanted in (f"{model.count_params():,}", "block_1_lkca", "&lt;dog&gt;"):
-        assert wanted in page or wanted == "&lt;dog&gt;"
+    for wanted in (f"{model.count_params():,}", "block_1_lkca", "$a x_$ ant"):
+        assert wanted in page
     for attribute in ('src="http', "<script", "@import", 'href="http'):
         assert attribute not in page
     assert "#123456" not in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     folded = interpret.report(deploy.fold(model), images, tmp_path / "folded.html")
     assert folded.read_text().count("<svg") == 7
+    ids = re.findall(r' id="([^"]+)"', page)
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert used and all(ids.count(name) == 1 for name in used)
+    untrained = LKCAViT((16, 24, 3), depth=1, embed_dim=8)
+    page = interpret.report(untrained, images, tmp_path / "new.html").read_text()
+    assert "nan" not in page
+    model.quantize("int8")  # its kernels are not, its classifier is
+    page = interpret.report(model, images, tmp_path / "int8.html").read_text()
+    assert page.count("<svg") == 6
+    large = small(input_shape=(130, 130, 3), patch_size=2, depth=1)
+    many = np.zeros((1, 130, 130, 3))
+    page = interpret.report(large, many, tmp_path / "large.html").read_text()
+    assert page.count("<svg") == 6 and "all blocks" not in page
 
 
 def test_report_from_the_command_line(images, tmp_path, run_python):
@@ -501,6 +592,15 @@ def test_other_bad_input(image, images):
     with pytest.raises(ValueError, match="not known: Conv2DTranspose, Group"):
         count_macs(keras.Model(inputs, attention(x, x)))
     dynamic = keras.Sequential([keras.Input((None, None, 4)), LKCA(kernel_size=3)])
-    with pytest.raises(ValueError, match="built on a dynamic grid"):
-        interpret.attention_map(dynamic, (0, 0))
+    for call in (interpret.attention_map, interpret.plot_equivalence):
+        with pytest.raises(ValueError, match="built on a dynamic grid"):
+            call(dynamic, query=(0, 0))
+    with pytest.raises(ValueError, match="feature map of static size"):
+        interpret.effective_receptive_field(dynamic, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model = small()
+        model.quantize("int8")
+    with pytest.raises(ValueError, match="explain the model as it was before"):
+        interpret.saliency(model, image)
     assert keras_lkca.interpret.kernels(dynamic)

@@ -7,21 +7,24 @@ from keras_lkca.interpret.fields import (
     feature_map_model,
     saliency,
 )
+from keras_lkca.interpret.image_plots import (
+    plot_attention_map,
+    plot_receptive_field,
+    plot_saliency,
+)
 from keras_lkca.interpret.kernels import (
     frequency_response,
     kernel_statistics,
     kernels,
     mixing_layers,
     offsets,
+    uniform_distance,
 )
 from keras_lkca.interpret.macs import Macs, count_macs
 from keras_lkca.interpret.plots import (
-    plot_attention_map,
     plot_equivalence,
     plot_frequency_response,
     plot_kernels,
-    plot_receptive_field,
-    plot_saliency,
     plot_statistics,
 )
 from keras_lkca.interpret.report import report
@@ -48,4 +51,5 @@ __all__ = [
     "plot_statistics",
     "report",
     "saliency",
+    "uniform_distance",
 ]

@@ -55,7 +55,7 @@ def attention_map(model, query, image=None) -> dict[str, np.ndarray]:
         }
     results = {}
     for name, layer in mixing_layers(model).items():
-        grid = _static_grid(name, layer)
+        grid = static_grid(name, layer)
         query_index(query, grid, class_token=False)
         kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel), "float32")
         # The window of the padded kernel that the grid sees from the query.
@@ -109,7 +109,7 @@ def attention_rollout(model, query, image=None) -> np.ndarray:
         matrices = softmax_maps(model, attention, image).values()
     else:
         layers, first = mixing_layers(model), 0
-        grids = {_static_grid(name, layer) for name, layer in layers.items()}
+        grids = {static_grid(name, layer) for name, layer in layers.items()}
         if len(grids) > 1:
             raise ValueError(
                 "The rollout needs one token grid in all layers. "
@@ -153,7 +153,8 @@ def vit_grid(model):
     return tuple(model.get_layer("patches").output.shape[1:3])
 
 
-def _static_grid(name, layer):
+def static_grid(name, layer):
+    """Return the token grid of an LKCA layer, or raise a `ValueError`."""
     if None in layer.grid:
         raise ValueError(
             f"Layer {name!r} was built on a dynamic grid; build the model for one "
@@ -200,7 +201,7 @@ def check_image(model, image):
 def softmax_maps(model, layers, image):
     """Return each layer's softmax `(heads, tokens, tokens)` on one image."""
     image = check_image(model, image)
-    inputs = keras.Model(model.input, [layer.input for layer in layers.values()])
+    inputs = keras.Model(model.inputs[0], [layer.input for layer in layers.values()])
     tokens = inputs(image, training=False)
     return {
         name: keras.ops.convert_to_numpy(layer.attention_weights(x))[0]

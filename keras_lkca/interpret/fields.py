@@ -9,8 +9,11 @@ from keras_lkca.interpret.attention import (
     self_attention,
     vit_grid,
 )
+from keras_lkca.interpret.graph import calls
 from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.ops.backend import gradient
+
+HEAD = ("pool", "norm", "classifier")
 
 
 def effective_receptive_field(
@@ -19,9 +22,9 @@ def effective_receptive_field(
     """Return how much each pixel moves one token of the last feature map.
 
     With y the C channels of the token and x the pixels, the energy of a pixel is the
-    sum over channels and colours of (dy / dx)^2, averaged over the images. It is
-    estimated without bias by the gradient of `sum over c of s_c y_c` with random
-    signs s, drawn for each image.
+    sum over channels and colours of (dy / dx)^2, averaged over the images. The squared
+    gradient of `sum over c of s_c y_c` with random signs s, drawn for each image, is an
+    unbiased estimate of it.
 
     Args:
         model: A Keras model whose layers give a feature map
@@ -55,8 +58,8 @@ def effective_receptive_field(
     """
     check_positive_int("draws", draws)
     check_positive_int("batch_size", batch_size)
-    images = _check_images(model, images)
     trunk = feature_map_model(model)
+    images = check_images(model, images)
     rows, columns, channels = trunk.output_shape[1:]
     query = (rows // 2, columns // 2) if query is None else query
     place = query_index(query, (rows, columns), class_token=False)
@@ -93,7 +96,8 @@ def energy_areas(field, shares=(0.5, 0.9, 0.99)) -> np.ndarray:
         Array `(len(shares),)`, parts of the image's area.
 
     Raises:
-        ValueError: If a share does not lie between 0 and 1.
+        ValueError: If a share does not lie between 0 and 1, or the field holds no
+            energy.
 
     Example:
 
@@ -103,12 +107,18 @@ def energy_areas(field, shares=(0.5, 0.9, 0.99)) -> np.ndarray:
     [0.5, 0.9]
     """
     field = np.asarray(field, "float64")
+    if not field.min() >= 0 or not 0 < field.sum() < np.inf:
+        raise ValueError(
+            "`field` must hold energies, not below zero and not all zero. "
+            f"Received: field with the sum {field.sum()}"
+        )
+    shares = np.ravel(shares)
     if not all(0 < share < 1 for share in shares):
         raise ValueError(
-            f"`shares` must lie between 0 and 1. Received: shares={shares!r}"
+            f"`shares` must lie between 0 and 1. Received: shares={shares.tolist()}"
         )
     held = np.cumsum(np.sort(field.ravel())[::-1])
-    counts = np.searchsorted(held, np.asarray(shares) * held[-1] * (1 - 1e-9)) + 1
+    counts = np.searchsorted(held, shares * held[-1] * (1 - 1e-9)) + 1
     return counts / field.size
 
 
@@ -140,8 +150,8 @@ def saliency(model, image, class_index=None, relative: bool = True):
         The map `(rows, columns)`, and the rest, a number.
 
     Raises:
-        ValueError: If the model is none of these, the image is not its, or there is
-            no such class.
+        ValueError: If the model is none of these or quantized, the image is not its,
+            or there is no such class.
 
     Example:
 
@@ -158,26 +168,18 @@ def saliency(model, image, class_index=None, relative: bool = True):
         - Zhou et al., "Learning Deep Features for Discriminative Localization",
           [arXiv 1512.04150](https://arxiv.org/abs/1512.04150), section 2.
     """
-    names = {layer.name for layer in getattr(model, "layers", ())}
-    pool = model.get_layer("pool") if "pool" in names else None
-    if (
-        not isinstance(pool, keras.layers.GlobalAveragePooling2D)
-        or not {"norm", "classifier"} <= names
-    ):
-        raise ValueError(
-            "`model` must classify the mean of its tokens: a LKCAViT, or a ViT with "
-            f"pooling='avg'. Received: model={model!r}"
-        )
+    check_explainable(model)
     image = check_image(model, image)
-    norm, classifier = model.get_layer("norm"), model.get_layer("classifier")
-    tokens = keras.Model(model.input, pool.input)(image, training=False)
+    pool, norm, classifier = map(model.get_layer, HEAD)
+    tokens = keras.Model(model.inputs[0], pool.input)(image, training=False)
     tokens = np.asarray(
         keras.ops.convert_to_numpy(keras.ops.cast(tokens, "float32"))[0], "float64"
     )
-    weights, bias = (
+    weights, *bias = (
         keras.ops.convert_to_numpy(keras.ops.cast(w, "float32")).astype("float64")
-        for w in (classifier.kernel, classifier.bias)
+        for w in classifier.weights
     )
+    bias = bias[0] if bias else np.zeros(weights.shape[1])
     mean = tokens.mean((0, 1))
     deviation = np.sqrt(mean.var() + norm.epsilon)
     scaled = (tokens - tokens.mean(-1, keepdims=True)) / deviation
@@ -194,6 +196,27 @@ def saliency(model, image, class_index=None, relative: bool = True):
         class_index = int((maps.sum((0, 1)) + rest).argmax())
     index = _class_index(model, class_index, len(bias))
     return maps[..., index], float(rest[index])
+
+
+def check_explainable(model):
+    """Raise a `ValueError` unless `saliency` can divide a model's logits."""
+    layers = {layer.name: layer for layer in getattr(model, "layers", ())}
+    found = [layers.get(name) for name in HEAD]
+    kinds = (
+        keras.layers.GlobalAveragePooling2D,
+        keras.layers.LayerNormalization,
+        keras.layers.Dense,
+    )
+    if not all(isinstance(x, kind) for x, kind in zip(found, kinds, strict=True)):
+        raise ValueError(
+            "`model` must classify the mean of its tokens: a LKCAViT, or a ViT with "
+            f"pooling='avg'. Received: model={model!r}"
+        )
+    if found[2].quantization_mode is not None:
+        raise ValueError(
+            "`model` is quantized, and its classifier's weights are codes; explain "
+            f"the model as it was before. Received: model={model!r}"
+        )
 
 
 def _class_index(model, value, classes):
@@ -231,24 +254,26 @@ def feature_map_model(model) -> keras.Model:
     (None, 8, 8, 136)
     """
     is_vit = bool(self_attention(model))
-    for layer in reversed(model.layers):
-        outputs = getattr(layer, "output", None)
-        shape = getattr(outputs, "shape", ())
+    for node in calls(model):
+        outputs = node.outputs[0]
+        shape = outputs.shape
         if is_vit and len(shape) == 3:
             grid = vit_grid(model)
             outputs = keras.ops.reshape(outputs[:, 1:], (-1, *grid, shape[-1]))
-            return keras.Model(model.input, outputs)
+            return keras.Model(model.inputs[0], outputs)
         if not is_vit and len(shape) == 4 and None not in shape[1:]:
-            return keras.Model(model.input, outputs)
+            return keras.Model(model.inputs[0], outputs)
     raise ValueError(
         "`model` must be a functional model with a feature map of static size, "
         f"(batch, rows, columns, channels). Received: model={model!r}"
     )
 
 
-def _check_images(model, images):
+def check_images(model, images):
+    """Return images as float32, or raise a `ValueError`."""
     shape, array = tuple(model.input_shape[1:]), np.asarray(images)
-    if array.shape[1:] != shape or array.dtype.kind not in "uif" or not len(array):
+    fits = array.ndim == 4 and array.shape[1:] == shape and len(array)
+    if not fits or array.dtype.kind not in "uif":
         raise ValueError(
             f"`images` must be numbers of shape {('n', *shape)} in [0, 255]. "
             f"Received: {array.dtype} {array.shape}"

@@ -12,8 +12,8 @@ def mixing_layers(model) -> dict:
     """Return the layers of a model that mix tokens by a kernel.
 
     Args:
-        model: A built Keras model with `keras_lkca.layers.LKCA` layers in it, at any
-            depth, or one that `keras_lkca.deploy.fold` returned.
+        model: A built Keras model with `keras_lkca.layers.LKCA` layers in it, or in
+            models within it; or what `keras_lkca.deploy.fold` returned.
 
     Returns:
         Dict of the layers by name, in the model's order.
@@ -113,16 +113,19 @@ def kernel_statistics(model) -> dict[str, dict[str, np.ndarray]]:
 
     - `mean_distance`: of the mass from the centre, in tokens (Euclidean)
     - `mean_distance_on_grid`: the same with each offset counted as often as two tokens
-      of the grid lie so apart; that of an attention map, comparable with a ViT's
+      of the grid lie so apart; that of an attention map, comparable with a ViT's. Equal
+      weights have `keras_lkca.interpret.uniform_distance`, and no reach of their own
     - `within_1`, `within_2`: share of the mass in the 3 x 3 and the 5 x 5 window
     - `odd`: share of the energy in what changes its sign when the kernel is turned by
-      180 degrees: 0 for a kernel that looks both ways alike, 1 for a derivative
+      180 degrees: 0 for a kernel that looks both ways alike, 1 for a derivative, about
+      0.5 for independent random weights
     - `left_right`, `up_down`: likewise for the two mirrorings
     - `first_singular`: share of the energy in the first singular value: 1 for a
       kernel that is one column times one row
     - `low_frequency`: share of the frequency response's energy below a quarter of a
-      cycle a token along both axes, where a delta has a quarter: above it the layer
-      smooths, below it sharpens
+      cycle a token along both axes, where a delta has a quarter. Of the kernel alone:
+      whether the block smooths or sharpens is also up to the signs of the projections
+      and the residual connection
     - `singular_values`: all of them, the largest first
 
     Args:
@@ -156,8 +159,11 @@ def kernel_statistics(model) -> dict[str, dict[str, np.ndarray]]:
         distance = np.hypot(down, right)
         furthest = np.maximum(np.abs(down), np.abs(right))
         singular = np.linalg.svd(kernel, compute_uv=False)
-        rows, columns = responses["frequencies"]
-        low = (np.abs(rows)[:, None] < 0.25) & (np.abs(columns) < 0.25)
+        rows, columns = (
+            (np.abs(axis) < 0.25) + (np.abs(axis) == 0.25) / 2
+            for axis in responses["frequencies"]
+        )
+        low = rows[:, None] * columns
         power = np.abs(responses[name]) ** 2
 
         def odd(flipped, kernel=kernel, energy=energy):
@@ -190,10 +196,37 @@ def _ratio(part, whole):
 def _on_grid(layer, mass, distance):
     if None in layer.grid:
         return np.full(len(mass), np.nan)
-    down, right = offsets(mass.shape[1:])
-    height, width = layer.grid
-    pairs = np.maximum(height - abs(down), 0) * np.maximum(width - abs(right), 0)
+    pairs = _pairs(mass.shape[1:], layer.grid)
     return _share(mass * pairs * distance, mass * pairs)
+
+
+def _pairs(shape, grid):
+    """Return how many pairs of a grid's tokens have each offset."""
+    down, right = offsets(shape)
+    return np.maximum(grid[0] - abs(down), 0) * np.maximum(grid[1] - abs(right), 0)
+
+
+def uniform_distance(grid) -> float:
+    """Return the mean distance of two tokens of a grid.
+
+    It is what a kernel of equal weights has as `mean_distance_on_grid`, and what
+    attention has that weighs all tokens alike.
+
+    Args:
+        grid: Pair of integers, rows and columns.
+
+    Returns:
+        The distance, in tokens.
+
+    Example:
+
+    >>> from keras_lkca.interpret import uniform_distance
+    >>> round(uniform_distance((8, 8)), 2)
+    4.14
+    """
+    shape = tuple(2 * size - 1 for size in grid)
+    pairs = _pairs(shape, grid)
+    return float((pairs * np.hypot(*offsets(shape))).sum() / pairs.sum())
 
 
 def frequency_response(model, size: int | None = None) -> dict[str, np.ndarray]:

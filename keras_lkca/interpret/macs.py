@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 
 from keras_lkca.deploy.fold import FixedConv
+from keras_lkca.interpret.graph import calls
 from keras_lkca.layers import (
     LKCA,
     ClassToken,
@@ -14,6 +15,14 @@ from keras_lkca.layers import (
     SelfAttention,
 )
 from keras_lkca.layers.checks import check_image_shape
+from keras_lkca.ops.conv import LargeKernelConv
+
+# Operations and layers without weights that multiply tensors by each other.
+PRODUCTS = (
+    *("Matmul", "Dot", "Einsum", "Tensordot", "Inner", "Outer", "Vdot", "Kron"),
+    *("Conv", "ConvTranspose", "DepthwiseConv", "SeparableConv", "DotProductAttention"),
+    *("Attention", "AdditiveAttention", "FFT", "FFT2", "RFFT", "Correlate"),
+)
 
 
 class Macs(NamedTuple):
@@ -89,43 +98,47 @@ def count_macs(model, input_shape=None, by_layer: bool = False):
 
 
 def _count(model, prefix, counts, unknown):
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            _count(layer, f"{prefix}{layer.name}/", counts, unknown)
-        elif not isinstance(layer, keras.layers.InputLayer):
-            macs = _layer(layer)
-            if macs is None:
-                unknown.append(type(layer).__name__)
-            else:
-                counts[prefix + layer.name] = macs
+    for node in reversed(calls(model)):
+        operation = node.operation
+        if isinstance(operation, keras.Model):
+            _count(operation, f"{prefix}{operation.name}/", counts, unknown)
+            continue
+        macs = _call(operation, node)
+        if macs is None:
+            unknown.append(type(operation).__name__)
+        else:
+            name = prefix + operation.name
+            pairs = zip(counts.get(name, Macs()), macs, strict=True)
+            counts[name] = Macs(*map(sum, pairs))
 
 
-def _layer(layer):
-    """Return a layer's counts, or `None` where they are not known."""
-    outputs = math.prod(_sizes(layer.output))
+def _call(layer, node):
+    """Return the counts of one call of a layer, or `None` where not known."""
+    shape = node.outputs[0].shape[1:]
+    outputs = math.prod(size for size in shape if size is not None)
     activation = getattr(layer, "activation", None)
     activated = activation not in (None, keras.activations.linear)
     elementwise = outputs if activated else 0
-    if isinstance(layer, (LKCA, FixedConv)):
-        channels = layer.output.shape[-1]
-        projections = 0
-        if isinstance(layer, LKCA):
-            channels = layer.value_dim or channels
-            projections = 2 * outputs * channels
-        height, width = layer.output.shape[1:3]
-        pairs = [
-            sum(max(size - abs(offset), 0) for offset in _reach(extent))
-            for size, extent in zip((height, width), layer.kernel.shape, strict=False)
-        ]
-        return Macs(projections, pairs[0] * pairs[1] * channels, elementwise)
+    if isinstance(layer, LKCA):
+        value_dim = layer.value_dim or shape[-1]
+        mixing = _pairs(shape, layer.kernel) * value_dim
+        return Macs(2 * outputs * value_dim, mixing)
+    if isinstance(layer, FixedConv):
+        return Macs(0, _pairs(shape, layer.kernel) * shape[-1])
+    if isinstance(layer, LargeKernelConv):
+        arguments = node.arguments
+        kernel = [*arguments.args, *arguments.kwargs.values()][1]
+        return Macs(0, _pairs(shape, kernel) * shape[-1])
     if isinstance(layer, SelfAttention):
-        tokens, channels = layer.output.shape[1:]
+        tokens, channels = shape
         softmax = layer.num_heads * tokens**2
         return Macs(4 * tokens * channels**2, 2 * tokens**2 * channels, softmax)
     if isinstance(layer, PatchEmbedding):
-        return Macs(outputs * layer.projection.kernel.shape[0])
+        return Macs(
+            outputs * math.prod(layer.patch_size) * node.input_tensors[0].shape[-1]
+        )
     if isinstance(layer, keras.layers.Dense):
-        return Macs(outputs * layer.input.shape[-1], 0, elementwise)
+        return Macs(outputs * node.input_tensors[0].shape[-1], 0, elementwise)
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return Macs(outputs * math.prod(layer.kernel_size), 0, elementwise)
     if isinstance(layer, keras.layers.Conv2D):
@@ -136,16 +149,20 @@ def _layer(layer):
         return Macs(0, 0, 2 * outputs)
     if isinstance(layer, keras.layers.Activation):
         return Macs(0, 0, outputs)
-    matrices = any(len(weight.shape) > 1 for weight in layer.weights)
-    if matrices and not isinstance(layer, (PositionEmbedding, ClassToken)):
+    if isinstance(layer, (PositionEmbedding, ClassToken)):
+        return Macs()
+    weights = layer.weights if isinstance(layer, keras.layers.Layer) else ()
+    if type(layer).__name__ in PRODUCTS or any(len(w.shape) > 1 for w in weights):
         return None
     return Macs()
 
 
-def _reach(extent):
-    return range(-(extent // 2), extent // 2 + 1)
-
-
-def _sizes(tensor):
-    tensors = keras.tree.flatten(tensor)
-    return [size for size in tensors[0].shape[1:] if size is not None]
+def _pairs(shape, kernel):
+    """Return how many pairs of tokens a kernel joins."""
+    rows, columns = (
+        sum(max(size - abs(offset), 0) for offset in range(-reach, reach + 1))
+        for size, reach in zip(
+            shape[:2], (extent // 2 for extent in kernel.shape[:2]), strict=True
+        )
+    )
+    return rows * columns

@@ -1,4 +1,4 @@
-"""Figures of what the functions beside this file return; matplotlib draws them.
+"""Figures of the kernels; matplotlib draws them.
 
 Diverging maps are centred at zero and go from blue to red, sequential ones from dark
 to light: both are read alike with every kind of colour vision.
@@ -9,32 +9,29 @@ import numpy as np
 
 from keras_lkca.extras import require
 from keras_lkca.interpret.attention import (
+    MAX_TOKENS,
     attention_map,
-    attention_rollout,
-    check_image,
     self_attention,
     softmax_maps,
+    static_grid,
     vit_grid,
-)
-from keras_lkca.interpret.fields import (
-    effective_receptive_field,
-    energy_areas,
-    saliency,
 )
 from keras_lkca.interpret.kernels import (
     frequency_response,
     kernel_statistics,
     kernels,
     mixing_layers,
+    uniform_distance,
 )
-from keras_lkca.layers import SelfAttention
+from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.ops import attention_matrix
 
-DIVERGING, SEQUENTIAL, OVERLAY = "RdBu_r", "viridis", "inferno"
+DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
 COLUMNS = 5  # panels in a row
 
 
-def _panels(count, columns=COLUMNS, size=2.1, title=None):
+def panels(count, columns=COLUMNS, size=2.1, title=None):
+    """Return a figure and its axes."""
     figure_module = require("matplotlib.figure", "plot", "matplotlib")
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -50,7 +47,7 @@ def _panels(count, columns=COLUMNS, size=2.1, title=None):
     return figure, axes.ravel()[:count]
 
 
-def _short(name):
+def short(name):
     """Return a block's name for a title."""
     for ending in ("_lkca", "_mixing", "_attention"):
         name = name.removesuffix(ending)
@@ -94,7 +91,8 @@ def plot_kernels(model, max_kernels: int = 4):
             ones.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        A `matplotlib.figure.Figure`. Over each kernel stands its reach, the
+        `mean_distance_on_grid` of `keras_lkca.interpret.kernel_statistics`.
 
     Raises:
         ValueError: If the model has no LKCA layers.
@@ -105,20 +103,22 @@ def plot_kernels(model, max_kernels: int = 4):
     >>> from keras_lkca import LKCAViT, interpret
     >>> figure = interpret.plot_kernels(LKCAViT(depth=2))
     """
+    check_positive_int("max_kernels", max_kernels)
     found = kernels(model)
     statistics = kernel_statistics(model)
     count = min(max(k.shape[-1] for k in found.values()), max_kernels)
     limit = max(np.abs(k[..., :count]).max() for k in found.values()) or 1.0
     total = sum(min(count, k.shape[-1]) for k in found.values())
     columns = COLUMNS if count == 1 else count
-    figure, axes = _panels(total, columns, title="Kernels: the weight of each offset")
+    figure, axes = panels(total, columns, title="Kernels: the weight of each offset")
     index = 0
     for name, kernel in found.items():
         for g in range(min(count, kernel.shape[-1])):
             image = _kernel_panel(axes[index], kernel[..., g], limit)
-            mean = statistics[name]["mean_distance"][g]
+            mean = statistics[name]["mean_distance_on_grid"][g]
+            reach = "" if np.isnan(mean) else f"\nreach {mean:.1f}"
             which = f", kernel {g}" if kernel.shape[-1] > 1 else ""
-            axes[index].set_title(f"{_short(name)}{which}\nreach {mean:.1f}", size=9)
+            axes[index].set_title(f"{short(name)}{which}{reach}", size=9)
             index += 1
     _outer(axes, columns, "columns right", "rows down")
     figure.colorbar(image, ax=list(axes), shrink=0.8, label="weight")
@@ -148,16 +148,20 @@ def plot_statistics(model, other=None, image=None):
     >>> figure = interpret.plot_statistics(LKCAViT(depth=2))
     """
     statistics = list(kernel_statistics(model).values())
+    grids = {tuple(layer.grid) for layer in mixing_layers(model).values()}
 
     def over_depth(key):
         with np.errstate(invalid="ignore"):
             return [float(np.mean(s[key])) for s in statistics]
 
-    figure, axes = _panels(3, size=2.9, title="From the first block to the last")
+    figure, axes = panels(3, size=2.9, title="From the first block to the last")
     axes[0].plot(over_depth("mean_distance_on_grid"), "o-", ms=4, label="LKCA")
     if other is not None:
         distances = [_distance_of_maps(m) for m in _all_maps(other, image)]
         axes[0].plot(distances, "s--", ms=4, label="ViT, one image")
+    if len(grids) == 1 and None not in min(grids):
+        uniform = uniform_distance(min(grids))
+        axes[0].axhline(uniform, color="0.6", lw=1, ls=":", label="all tokens alike")
     axes[0].set(ylabel="mean distance on the grid, tokens", ylim=(0, None))
     for key, label in (
         ("within_1", "mass within 1 token"),
@@ -172,7 +176,7 @@ def plot_statistics(model, other=None, image=None):
         ("low_frequency", "low frequencies"),
     ):
         axes[2].plot(over_depth(key), "o-", ms=4, label=label)
-    axes[2].axhline(0.25, color="0.6", lw=1, ls=":")
+    axes[2].axhline(0.25, color="0.6", lw=1, ls=":", label="low, a single weight")
     for panel in axes[1:]:
         panel.set(ylabel="share", ylim=(0, 1))
     for panel in axes:
@@ -220,15 +224,16 @@ def plot_frequency_response(model, max_kernels: int = 4):
     >>> from keras_lkca import LKCAViT, interpret
     >>> figure = interpret.plot_frequency_response(LKCAViT(depth=2))
     """
+    check_positive_int("max_kernels", max_kernels)
     responses = frequency_response(model)
-    responses.pop("frequencies")
+    half = 0.5 / responses.pop("frequencies").shape[1]  # of a pixel
     statistics = kernel_statistics(model)
     count = min(max(len(r) for r in responses.values()), max_kernels)
     columns = COLUMNS if count == 1 else count
-    figure, axes = _panels(
+    figure, axes = panels(
         sum(min(count, len(r)) for r in responses.values()),
         columns,
-        title="Frequencies that pass: bright in the middle smooths, dark sharpens",
+        title="Waves that the kernel passes: the lowest in the middle",
     )
     index = 0
     for name, response in responses.items():
@@ -238,187 +243,15 @@ def plot_frequency_response(model, max_kernels: int = 4):
                 cmap=SEQUENTIAL,
                 vmin=0,
                 vmax=1,
-                extent=(-0.5, 0.5, 0.5, -0.5),
+                extent=(-0.5 - half, 0.5 - half, 0.5 - half, -0.5 - half),
             )
             share = statistics[name]["low_frequency"][g]
-            axes[index].set_title(f"{_short(name)}\nlow {share:.0%}", size=9)
+            low = "" if np.isnan(share) else f"\nlow {share:.0%}"
+            axes[index].set_title(f"{short(name)}{low}", size=9)
             axes[index].set(xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
             index += 1
     _outer(axes, columns, "cycles a token", "cycles a token")
     figure.colorbar(image, ax=list(axes), shrink=0.8, label="share of the largest")
-    return figure
-
-
-def plot_attention_map(model, query, image=None, other=None):
-    """Draw where one token looks, layer by layer and through all of them.
-
-    Args:
-        model: See `keras_lkca.interpret.attention_map`; of several kernels or heads
-            the mean is drawn.
-        query: Pair of integers (row, column) on the token grid.
-        image: `(height, width, channels)` in [0, 255], drawn first.
-        other: A second model, drawn below; a `keras_lkca.ViT` of the same images.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
-
-    Raises:
-        ValueError: See `keras_lkca.interpret.attention_map`.
-        ImportError: If matplotlib is missing.
-
-    Example:
-
-    >>> from keras_lkca import LKCAViT, interpret
-    >>> figure = interpret.plot_attention_map(LKCAViT(depth=2), query=(2, 3))
-    """
-    models = [model] if other is None else [model, other]
-    if image is not None:
-        for each in models:
-            check_image(each, image)
-    rows = [_map_panels(each, query, image) for each in models]
-    columns = min(max(map(len, rows)), COLUMNS + 1)
-    padded = []
-    for row in rows:
-        padded += row + [None] * (-len(row) % columns)
-    figure, axes = _panels(
-        len(padded),
-        columns,
-        title=f"Where token {tuple(query)} looks, each panel on its own scale",
-    )
-    for panel, drawn in zip(axes, padded, strict=True):
-        if drawn is None:
-            panel.remove()
-            continue
-        title, values, style = drawn
-        if style == "image":
-            panel.imshow(_displayed(values), cmap="gray", vmin=0, vmax=255)
-            panel.set_axis_off()
-        else:
-            limit = np.abs(values).max() or 1.0
-            low = -limit if style == DIVERGING else 0
-            panel.imshow(values, cmap=style, vmin=low, vmax=limit)
-            edge = "black" if style == DIVERGING else "white"
-            panel.plot(query[1], query[0], "+", color=edge, ms=8, mew=1.2)
-            panel.set(xticks=(0, values.shape[1] - 1), yticks=(0, values.shape[0] - 1))
-        panel.set_title(title, size=9)
-    return figure
-
-
-def _map_panels(model, query, image):
-    maps = attention_map(model, query, image)
-    rollout = attention_rollout(model, query, image)[-1]
-    signed = min(m.min() for m in maps.values()) < 0
-    is_vit = any(isinstance(layer, SelfAttention) for layer in model.layers)
-    kind = "ViT" if is_vit else "LKCA"
-    panels = [("the image", np.asarray(image), "image")] if image is not None else []
-    for name, values in maps.items():
-        style = DIVERGING if signed else SEQUENTIAL
-        panels.append((f"{kind}, {_short(name)}", values.mean(0), style))
-    return [*panels, (f"{kind}, all blocks", rollout, SEQUENTIAL)]
-
-
-def plot_receptive_field(models, images, **arguments):
-    """Draw the pixels that move the centre token, and the area of 50, 90 and 99 %.
-
-    Args:
-        models: A model, or a dict of models by title to compare, as one before and
-            one after training.
-        images: See `keras_lkca.interpret.effective_receptive_field`.
-        **arguments: Likewise.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
-
-    Raises:
-        ValueError: See `keras_lkca.interpret.effective_receptive_field`.
-        ImportError: If matplotlib is missing.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from keras_lkca import LKCAViT, interpret
-    >>> images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
-    >>> figure = interpret.plot_receptive_field(LKCAViT(depth=1), images)
-    """
-    models = models if isinstance(models, dict) else {"": models}
-    figure, axes = _panels(
-        len(models), size=3, title="Effective receptive field of the centre token"
-    )
-    for panel, (title, model) in zip(axes, models.items(), strict=True):
-        field = effective_receptive_field(model, images, **arguments)
-        # A quarter of the decades that a byte has: what is dark holds next to nothing.
-        shown = np.log10(np.maximum(field / field.max(), 1e-4))
-        image = panel.imshow(shown, cmap=OVERLAY, vmin=-4, vmax=0)
-        areas = energy_areas(field)
-        text = ", ".join(
-            f"{share}: {area:.0%}"
-            for share, area in zip(("50 %", "90 %", "99 %"), areas, strict=True)
-        )
-        panel.set_title(f"{title}\nenergy in part of the image\n{text}".strip(), size=8)
-        panel.set(xlabel="pixels")
-    axes[0].set_ylabel("pixels")
-    figure.colorbar(image, ax=list(axes), shrink=0.8, label="log10 of energy")
-    return figure
-
-
-def plot_saliency(model, images, class_index=None):
-    """Draw what each token adds to the logit of a class, over its image.
-
-    Args:
-        model: See `keras_lkca.interpret.saliency`.
-        images: `(n, height, width, channels)` in [0, 255].
-        class_index: See `keras_lkca.interpret.saliency`; for all of the images.
-
-    Returns:
-        A `matplotlib.figure.Figure`.
-
-    Raises:
-        ValueError: See `keras_lkca.interpret.saliency`.
-        ImportError: If matplotlib is missing.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from keras_lkca import LKCAViT, interpret
-    >>> images = np.zeros((2, 32, 32, 3))
-    >>> figure = interpret.plot_saliency(LKCAViT(depth=1), images)
-    """
-    images = np.asarray(images)
-    columns = min(len(images), COLUMNS)
-    rows = -(-len(images) // columns)
-    figure, axes = _panels(
-        2 * rows * columns, columns, title="What speaks for the class (red) or against"
-    )
-    names = getattr(model, "class_names", None)
-    for panel in axes:
-        panel.set_axis_off()
-    for index, image in enumerate(images):
-        chosen = class_index
-        if chosen is None:
-            logits = model(check_image(model, image), training=False)
-            chosen = int(keras.ops.convert_to_numpy(keras.ops.argmax(logits[0])))
-        values, _ = saliency(model, image, chosen)
-        place = index // columns * 2 * columns + index % columns
-        height, width = image.shape[:2]
-        shown = _displayed(image)
-        axes[place].imshow(shown, cmap="gray", vmin=0, vmax=255)
-        label = names[chosen] if names and not isinstance(chosen, str) else chosen
-        axes[place].set_title(str(label), size=9)
-        panel = axes[place + columns]
-        panel.imshow(shown, cmap="gray", vmin=0, vmax=255)
-        limit = np.abs(values).max() or 1.0
-        drawn = panel.imshow(
-            values,
-            cmap=DIVERGING,
-            vmin=-limit,
-            vmax=limit,
-            alpha=0.65,
-            interpolation="bilinear",
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        )
-        panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    bar = figure.colorbar(drawn, ax=list(axes), shrink=0.6, ticks=[-limit, 0, limit])
-    bar.ax.set_yticklabels(["against", "0", "for"])
     return figure
 
 
@@ -452,7 +285,12 @@ def plot_equivalence(model, layer: str | None = None, query=None):
         raise ValueError(
             f"`layer` must be one of {list(layers)}. Received: layer={layer!r}"
         )
-    height, width = layers[layer].grid
+    height, width = static_grid(layer, layers[layer])
+    if height * width > MAX_TOKENS:
+        raise ValueError(
+            f"The matrix is drawn for up to {MAX_TOKENS:,} tokens. "
+            f"Received: a grid of {height} x {width}"
+        )
     query = (height // 3, width // 3) if query is None else query
     window = attention_map(model, query)[layer][0]
     kernel = kernels(model)[layer][..., 0]
@@ -460,7 +298,7 @@ def plot_equivalence(model, layer: str | None = None, query=None):
         attention_matrix(layers[layer].kernel, height, width)
     )[0]
     limit = np.abs(kernel).max() or 1.0
-    figure, axes = _panels(3, size=3, title="One linear map, seen twice")
+    figure, axes = panels(3, size=3, title="One linear map, seen twice")
     figure.get_layout_engine().set(w_pad=0.15)
     _kernel_panel(axes[0], kernel, limit)
     axes[0].set(title="the kernel", xlabel="columns right", ylabel="rows down")
@@ -481,8 +319,3 @@ def plot_equivalence(model, layer: str | None = None, query=None):
     )
     figure.colorbar(image, ax=list(axes), shrink=0.8, label="weight")
     return figure
-
-
-def _displayed(image):
-    image = np.clip(np.asarray(image), 0, 255).astype("uint8")
-    return image[..., 0] if image.shape[-1] == 1 else image[..., :3]

@@ -11,10 +11,21 @@ import numpy as np
 from keras_lkca import models
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
-from keras_lkca.interpret import plots
-from keras_lkca.interpret.fields import feature_map_model
-from keras_lkca.interpret.kernels import kernel_statistics, kernels
+from keras_lkca.interpret import image_plots, plots
+from keras_lkca.interpret.attention import (
+    MAX_TOKENS,
+    self_attention,
+    static_grid,
+    vit_grid,
+)
+from keras_lkca.interpret.fields import (
+    check_explainable,
+    check_images,
+    feature_map_model,
+)
+from keras_lkca.interpret.kernels import kernel_statistics, mixing_layers
 from keras_lkca.interpret.macs import count_macs
+from keras_lkca.layers.checks import check_positive_int
 
 # matplotlib draws lines and letters in this colour, which the page replaces by its own.
 INK = "#123456"
@@ -66,7 +77,7 @@ def report(model, images, output, other=None, max_images: int = 10) -> pathlib.P
         The path.
 
     Raises:
-        ValueError: If the model has no LKCA layers, or the images are not its.
+        ValueError: If an argument is not as above; nothing is written.
         ImportError: If matplotlib is missing.
 
     Example:
@@ -81,7 +92,21 @@ def report(model, images, output, other=None, max_images: int = 10) -> pathlib.P
         raise ValueError(
             f"`output` must lie in a folder that exists. Received: output={output}"
         )
-    kernels(model)  # or an error, before anything is drawn
+    if output.is_dir():
+        raise ValueError(f"`output` is a folder, not a page. Received: output={output}")
+    # What cannot be drawn is said before anything is.
+    for name, layer in mixing_layers(model).items():
+        static_grid(name, layer)
+    check_images(model, images)
+    check_positive_int("max_images", max_images)
+    if other is not None:
+        if not self_attention(other):
+            raise ValueError(
+                "`other` must be a keras_lkca.ViT. "
+                f"Received: {type(other).__name__} {other.name!r}"
+            )
+        vit_grid(other)
+        check_images(other, images)
     images = np.asarray(images)
     matplotlib = require("matplotlib", "plot")
     style = {
@@ -99,7 +124,7 @@ def report(model, images, output, other=None, max_images: int = 10) -> pathlib.P
     }
     with matplotlib.rc_context(style):
         sections = [
-            (title, ident, text, _svg(draw()))
+            (title, ident, text, _svg(draw(), ident))
             for title, ident, text, draw in _sections(model, images, other, max_images)
         ]
     page = _page(model, sections, _facts(model), _table(model))
@@ -110,17 +135,17 @@ def report(model, images, output, other=None, max_images: int = 10) -> pathlib.P
 
 def _sections(model, images, other, max_images):
     """Return titles, anchors, captions and functions that draw."""
-    first = images[0] if len(images) else None
+    first = images[0]
     grid = feature_map_model(model).output_shape[1:3]
     query = (grid[0] // 3, grid[1] // 3)
     fresh = {}
     if isinstance(model, models.LKCAViT):
         config = {**model.get_config()}
         config.pop("quantized", None)
-        fresh = {"before training": models.LKCAViT.from_config(config)}
-    fields = {**fresh, "after training" if fresh else "": model}
+        fresh = {"untrained": models.LKCAViT.from_config(config)}
+    fields = {**fresh, "trained" if fresh else "": model}
     if other is not None:
-        fields["the ViT, after training"] = other
+        fields["the ViT, trained"] = other
     sections = [
         (
             "Kernels",
@@ -128,7 +153,8 @@ def _sections(model, images, other, max_images):
             "A layer's weight for every relative position: how much a token takes in "
             "from the one that many rows below and columns to the right (red), or "
             "takes away (blue). The cross is the token itself. All panels share one "
-            "scale. Reach is the mean distance of the weight's mass, in tokens.",
+            "scale. Reach is the mean distance of the weight's mass on the grid, in "
+            "tokens; equal weights have that of two tokens drawn by chance.",
             lambda: plots.plot_kernels(model),
         ),
         (
@@ -142,17 +168,20 @@ def _sections(model, images, other, max_images):
         (
             "From the first block to the last",
             "statistics",
-            "How far the kernels reach, how much of their mass lies nearby, how far "
-            "they are from symmetric (odd parts: 0 is symmetric), how much of them is "
-            "one column times one row, and how much of what they pass is low "
-            "frequencies (dotted: the quarter that a single weight passes).",
+            "How far the kernels reach (dotted: what equal weights have), how much of "
+            "their mass lies nearby, how much of them is one column times one row, "
+            "how far they are from symmetric (odd parts: 0 is symmetric, 0.5 is "
+            "chance), and how much of what they pass is low frequencies (dotted: the "
+            "quarter that a single weight has).",
             lambda: plots.plot_statistics(model, other, first),
         ),
         (
             "Frequencies",
             "frequency",
-            "The size of each kernel's transfer function, zero frequency in the "
-            "middle: bright in the middle smooths, dark in the middle sharpens.",
+            "The size of each kernel's transfer function, the lowest frequency in the "
+            "middle: bright where waves pass, each panel on its own scale. Of the "
+            "kernel alone: with what sign the block adds them is up to its "
+            "projections.",
             lambda: plots.plot_frequency_response(model),
         ),
         (
@@ -162,7 +191,7 @@ def _sections(model, images, other, max_images):
             "depth (heuristic: without signs, projections and MLPs), each panel on "
             "its own scale. In LKCA it is the same for every image"
             + ("; in the ViT it is that of this image." if other is not None else "."),
-            lambda: plots.plot_attention_map(model, query, first, other),
+            lambda: image_plots.plot_attention_map(model, query, first, other),
         ),
         (
             "Which pixels count",
@@ -170,13 +199,12 @@ def _sections(model, images, other, max_images):
             "The energy of the gradients of the centre token of the last feature map, "
             f"over {len(images)} images, on a logarithmic scale, and the part of the "
             "image that holds 50, 90 and 99 % of it.",
-            lambda: plots.plot_receptive_field(fields, images),
+            lambda: image_plots.plot_receptive_field(fields, images),
         ),
     ]
-    pool = {layer.name for layer in model.layers} >= {"pool", "classifier"}
-    if pool and isinstance(
-        model.get_layer("pool"), keras.layers.GlobalAveragePooling2D
-    ):
+    if grid[0] * grid[1] > MAX_TOKENS:
+        sections = [section for section in sections if section[1] != "equivalence"]
+    if _explainable(model):
         sections.append(
             (
                 "What speaks for a class",
@@ -185,36 +213,53 @@ def _sections(model, images, other, max_images):
                 "number or name stands above, against the mean of all, each image on "
                 "its own scale. The sum over the tokens is exact; but the tokens have "
                 "taken in each other before, and share the last normalisation.",
-                lambda: plots.plot_saliency(model, images[:max_images]),
+                lambda: image_plots.plot_saliency(model, images[:max_images]),
             )
         )
     return sections
 
 
-def _svg(figure):
+def _explainable(model):
+    try:
+        check_explainable(model)
+    except ValueError:
+        return False
+    return True
+
+
+def _svg(figure, ident):
     figure.suptitle("")  # the page's heading says it
     file = io.StringIO()
     figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = file.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # What the figures call by the same name is each one's own.
+    for sign in ('id="', "url(#", 'href="#'):
+        text = text.replace(sign, f"{sign}{ident}-")
+    return text.replace("<svg", f'<svg role="img" aria-labelledby="{ident}"', 1)
 
 
 def _facts(model):
     shape = " x ".join(map(str, model.input_shape[1:]))
     statistics = kernel_statistics(model)
-    reach = [float(s["mean_distance"].mean()) for s in statistics.values()]
+    reach = [_number(s["mean_distance_on_grid"], 1) for s in statistics.values()]
     facts = [
         ("model", f"{type(model).__name__}"),
         ("images", shape),
         ("parameters", f"{model.count_params():,}"),
         ("multiply-accumulates", f"{count_macs(model) / 1e6:,.1f} M"),
         ("LKCA layers", str(len(statistics))),
-        ("reach, first to last layer", f"{reach[0]:.1f} to {reach[-1]:.1f} tokens"),
+        ("reach, first to last layer", f"{reach[0]} to {reach[-1]} tokens"),
     ]
     return "".join(
         f"<div><b>{html.escape(value)}</b>{html.escape(name)}</div>"
         for name, value in facts
     )
+
+
+def _number(values, digits):
+    mean = float(np.mean(values))
+    return "\u2013" if np.isnan(mean) else f"{mean:.{digits}f}"  # before training
 
 
 def _table(model):
@@ -229,8 +274,8 @@ def _table(model):
         cells = [f"{number:,}" for number in numbers]
         found = statistics.get(layer.name)
         cells += [
-            f"{float(found[key].mean()):.2f}" if found else ""
-            for key in ("mean_distance", "within_1", "odd", "first_singular")
+            _number(found[key], 2) if found else ""
+            for key in ("mean_distance_on_grid", "within_1", "odd", "first_singular")
         ]
         rows.append((layer.name, *cells))
     header = (
