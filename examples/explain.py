@@ -1,5 +1,6 @@
 """Look inside a trained model: one HTML page of pictures, and its numbers.
 
+    python examples/cifar100.py --recipe quick --output runs/cifar100
     python examples/explain.py runs/cifar100/best.keras --dataset cifar100
     python examples/explain.py best.keras --beside vit/best.keras --output report.html
 

@@ -211,7 +211,7 @@ def read_openvino(path):
 
 def torch(model, path):
     """Write a program for `torch.export.load`; the backend is torch."""
-    library = require("torch", "export")
+    library = require("torch", "torch")
 
     class Serve(library.nn.Module):
         def __init__(self):
@@ -232,7 +232,7 @@ def torch(model, path):
 
 def read_torch(path):
     """Return an exported program as a function."""
-    library = require("torch", "export")
+    library = require("torch", "torch")
     program = library.export.load(str(path)).module()
 
     def read(images):

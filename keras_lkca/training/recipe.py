@@ -42,7 +42,8 @@ class Recipe:
             normalisation, position embeddings and the class token, which are spared
             otherwise.
         label_smoothing: Share of each label that is spread over all classes.
-        drop_path_rate: Rate of stochastic depth in the last block.
+        drop_path_rate: Rate of stochastic depth in every block, an argument of the
+            model that `keras_lkca.training.train` gives it.
         ema_momentum: Momentum of an exponential moving average of the weights, which
             is then what is validated and saved; `None` for none.
         flip: Whether to mirror half of the images. A dataset whose mirrored images
