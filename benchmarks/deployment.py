@@ -79,9 +79,10 @@ def quantize_rows(arguments):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for name, kept in keras_models.items():
-            kept.save(folder / f"{name}.keras")
+            file = folder / f"{name}.keras"
+            kept.save(file)
             name = f"Keras, {name}"
-            sizes[name] = size(folder / f"{name.removeprefix('Keras, ')}.keras")
+            sizes[name] = size(file)
             calls[name] = lambda x, m=kept: m.predict_on_batch(x)
             answers[name] = kept.predict(images, batch_size=128, verbose=0)
         for how in (None, "weights", "int8"):

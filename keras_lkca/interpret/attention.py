@@ -7,7 +7,7 @@ from keras_lkca.interpret.kernels import mixing_layers
 from keras_lkca.layers import SelfAttention
 from keras_lkca.ops import attention_matrix
 
-# The rollout multiplies matrices of tokens by tokens.
+# Up to these matrices of tokens by tokens are multiplied and drawn.
 MAX_TOKENS = 4096
 
 
@@ -104,7 +104,7 @@ def attention_rollout(model, query, image=None) -> np.ndarray:
     attention = self_attention(model)
     if attention:
         grid, first = vit_grid(model), 1
-        _check_tokens(grid)
+        check_tokens(grid)
         row = query_index(query, grid, class_token=True)
         matrices = softmax_maps(model, attention, image).values()
     else:
@@ -116,7 +116,7 @@ def attention_rollout(model, query, image=None) -> np.ndarray:
                 f"Received: layers on {sorted(grids)}"
             )
         (grid,) = grids
-        _check_tokens(grid)
+        check_tokens(grid)
         row = query_index(query, grid, class_token=False)
         matrices = (
             keras.ops.convert_to_numpy(attention_matrix(layer.kernel, *grid))
@@ -163,11 +163,12 @@ def static_grid(name, layer):
     return tuple(layer.grid)
 
 
-def _check_tokens(grid):
+def check_tokens(grid):
+    """Raise a `ValueError` where a matrix of tokens by tokens would be too large."""
     if grid[0] * grid[1] > MAX_TOKENS:
         raise ValueError(
-            f"The rollout takes matrices of tokens by tokens, up to {MAX_TOKENS:,} "
-            f"tokens. Received: a grid of {grid[0]} x {grid[1]}"
+            f"Matrices of tokens by tokens are made for up to {MAX_TOKENS:,} tokens. "
+            f"Received: a grid of {grid[0]} x {grid[1]}"
         )
 
 

@@ -196,12 +196,12 @@ def _ratio(part, whole):
 def _on_grid(layer, mass, distance):
     if None in layer.grid:
         return np.full(len(mass), np.nan)
-    pairs = _pairs(mass.shape[1:], layer.grid)
+    pairs = token_pairs(mass.shape[1:], layer.grid)
     return _share(mass * pairs * distance, mass * pairs)
 
 
-def _pairs(shape, grid):
-    """Return how many pairs of a grid's tokens have each offset."""
+def token_pairs(shape, grid):
+    """Return how many pairs of a grid's tokens have each offset of a kernel."""
     down, right = offsets(shape)
     return np.maximum(grid[0] - abs(down), 0) * np.maximum(grid[1] - abs(right), 0)
 
@@ -225,7 +225,7 @@ def uniform_distance(grid) -> float:
     4.14
     """
     shape = tuple(2 * size - 1 for size in grid)
-    pairs = _pairs(shape, grid)
+    pairs = token_pairs(shape, grid)
     return float((pairs * np.hypot(*offsets(shape))).sum() / pairs.sum())
 
 

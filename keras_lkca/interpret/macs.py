@@ -7,6 +7,7 @@ import keras
 
 from keras_lkca.deploy.fold import FixedConv
 from keras_lkca.interpret.graph import calls
+from keras_lkca.interpret.kernels import token_pairs
 from keras_lkca.layers import (
     LKCA,
     ClassToken,
@@ -159,10 +160,4 @@ def _call(layer, node):
 
 def _pairs(shape, kernel):
     """Return how many pairs of tokens a kernel joins."""
-    rows, columns = (
-        sum(max(size - abs(offset), 0) for offset in range(-reach, reach + 1))
-        for size, reach in zip(
-            shape[:2], (extent // 2 for extent in kernel.shape[:2]), strict=True
-        )
-    )
-    return rows * columns
+    return int(token_pairs(kernel.shape[:2], shape[:2]).sum())

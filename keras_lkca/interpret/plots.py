@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_lkca.extras import require
 from keras_lkca.interpret.attention import (
-    MAX_TOKENS,
     attention_map,
+    check_tokens,
     self_attention,
     softmax_maps,
     static_grid,
@@ -286,11 +286,7 @@ def plot_equivalence(model, layer: str | None = None, query=None):
             f"`layer` must be one of {list(layers)}. Received: layer={layer!r}"
         )
     height, width = static_grid(layer, layers[layer])
-    if height * width > MAX_TOKENS:
-        raise ValueError(
-            f"The matrix is drawn for up to {MAX_TOKENS:,} tokens. "
-            f"Received: a grid of {height} x {width}"
-        )
+    check_tokens((height, width))
     query = (height // 3, width // 3) if query is None else query
     window = attention_map(model, query)[layer][0]
     kernel = kernels(model)[layer][..., 0]
