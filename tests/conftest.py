@@ -7,6 +7,13 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Nothing of the user's own: neither Keras's configuration nor measured costs.
 os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
+# What JAX compiles it keeps, for all tests, workers and processes, and the next time.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).resolve().parent.parent / "build" / "jax"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import numpy as np
