@@ -10,6 +10,7 @@ be stopped and started at any time. Two at once share it: --part 0/2 and --part 
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -69,21 +70,53 @@ def kernels():
                 )
 
 
+def reasons():
+    """Yield the runs of the third question, at 10 % of the images."""
+    for name, changes, seeds in (
+        ("rate-3e-3", {"learning_rate": 3e-3}, 3),
+        ("steps-6000", {"steps": 6000}, 1),
+    ):
+        for seed in range(seeds):
+            for model in PRESETS:
+                yield (
+                    f"{model}-{name}-seed{seed}",
+                    {
+                        "model": model,
+                        "preset": PRESETS[model],
+                        "fraction": 0.1,
+                        "seed": seed,
+                        **changes,
+                    },
+                )
+
+
+QUESTIONS = {"scarcity": scarcity, "kernels": kernels, "reasons": reasons}
+
+
+def every_run():
+    """Yield question, name, recipe, steps and what else `train` is to be told."""
+    for question, runs in QUESTIONS.items():
+        for name, options in runs():
+            rate = options.pop("learning_rate", RECIPE.learning_rate)
+            recipe = dataclasses.replace(RECIPE, learning_rate=rate)
+            yield question, name, recipe, options.pop("steps", STEPS), options
+
+
 def run(arguments):
     """Train what has not been trained."""
     part, parts = map(int, arguments.part.split("/"))
-    for index, (name, options) in enumerate([*scarcity(), *kernels()]):
+    for index, (_, name, recipe, steps, options) in enumerate(every_run()):
         folder = RUNS / name
         if index % parts != part or (folder / "metrics.json").exists():
             continue
         print(f"== {name}", flush=True)
         train(
             "cifar100",
-            recipe=RECIPE,
+            recipe=recipe,
             output=folder,
             resume=(folder / "config.json").exists(),
             data_dir=arguments.data_dir,
-            steps_per_epoch=STEPS // EPOCHS,
+            steps_per_epoch=steps // EPOCHS,
             dtype=arguments.dtype,
             jit_compile=False,
             **options,
@@ -93,32 +126,34 @@ def run(arguments):
 def results(arguments):
     """Return what each complete run came to, one after the other."""
     rows = []
-    for question, runs in (("scarcity", scarcity()), ("kernels", kernels())):
-        for name, options in runs:
-            path = pathlib.Path(arguments.runs) / name / "metrics.json"
-            if not path.exists():
-                continue
-            metrics = json.loads(path.read_text())
-            config = json.loads((path.parent / "config.json").read_text())
-            saved = config["arguments"]
-            if (saved["recipe"], saved["steps_per_epoch"] * EPOCHS) != (
-                RECIPE.to_dict(),
-                STEPS,
-            ):
-                raise SystemExit(f"{path.parent} was trained by another recipe")
-            rows.append(
-                {
-                    "question": question,
-                    "name": name,
-                    **options,
-                    **{k: metrics[k] for k in ("parameters", "images", "fit_seconds")},
-                    "last": metrics["last"],
-                    "best": metrics["best"],
-                    "dtype": config["dtype"],
-                    "backend": config["backend"],
-                    "versions": config["versions"],
-                }
-            )
+    for question, name, recipe, steps, options in every_run():
+        path = pathlib.Path(arguments.runs) / name / "metrics.json"
+        if not path.exists():
+            continue
+        metrics = json.loads(path.read_text())
+        config = json.loads((path.parent / "config.json").read_text())
+        saved = config["arguments"]
+        if (saved["recipe"], saved["steps_per_epoch"] * EPOCHS) != (
+            recipe.to_dict(),
+            steps,
+        ):
+            raise SystemExit(f"{path.parent} was trained by another recipe")
+        rows.append(
+            {
+                "question": question,
+                "name": name,
+                **options,
+                "learning_rate": recipe.learning_rate,
+                "steps": steps,
+                **{k: metrics[k] for k in ("parameters", "images", "fit_seconds")},
+                "training_accuracy": history(arguments, name)[-1]["accuracy"],
+                "last": metrics["last"],
+                "best": metrics["best"],
+                "dtype": config["dtype"],
+                "backend": config["backend"],
+                "versions": config["versions"],
+            }
+        )
     return rows
 
 
@@ -130,62 +165,58 @@ def spread(values):
     return text
 
 
+def table(name, columns, groups):
+    """Write a table of the runs' groups, by what they have in common, into the page."""
+    columns = [*columns, "seeds", "test accuracy, %", "top-5, %"]
+    columns += ["training accuracy, %", "minutes"]
+    lines = [columns, ["---"] * len(columns)]
+    for key, runs in groups.items():
+        line = [*map(str, key), str(len(runs))]
+        for metric in ("test_accuracy", "test_top5_accuracy"):
+            line.append(spread([run["last"][metric] for run in runs]))
+        line.append(spread([run["training_accuracy"] for run in runs]))
+        line.append(f"{np.median([run['fit_seconds'] for run in runs]) / 60:.0f}")
+        lines.append(line)
+    lines = [f"| {' | '.join(line)} |" for line in lines]
+    fill(PAGES / "small-data.md", name, lines)
+
+
 def report(arguments):
     """Write the tables into the pages, the figure and the figures beside them."""
     rows = results(arguments)
     if not rows:
         raise SystemExit(f"no run is complete in {arguments.runs}")
-    groups = {}
+    shares, kernels, reasons = {}, {}, {}
     for row in rows:
+        model = PRESETS[row["model"]]
+        tenth = row["fraction"] == 0.1
         if row["question"] == "scarcity":
-            groups.setdefault((row["fraction"], row["model"]), []).append(row)
-    lines = [
-        "| training images | model | seeds | test accuracy, % | top-5, % | "
-        "training accuracy, % | minutes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (fraction, model), runs in groups.items():
-        final = [history(arguments, run)[-1]["accuracy"] for run in runs]
-        minutes = np.median([run["fit_seconds"] for run in runs]) / 60
-        lines.append(
-            f"| {runs[0]['images']['train']:,} ({fraction:.0%}) | {PRESETS[model]} | "
-            f"{len(runs)} | {spread([r['last']['test_accuracy'] for r in runs])} | "
-            f"{spread([r['last']['test_top5_accuracy'] for r in runs])} | "
-            f"{spread(final)} | {minutes:.0f} |"
-        )
-    fill(PAGES / "small-data.md", "scarcity", lines)
-    lines = [
-        "| patch | kernels a layer | parameters | seeds | test accuracy, % | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for patch in (4, 2):
-        for name, options in KERNELS.items():
-            runs = [
-                row
-                for row in rows
-                if row["fraction"] == 0.1
-                and row["model"] == "lkca"
-                and (row.get("model_options") or {"num_kernels": 1, "patch_size": 4})
-                == {**options, "patch_size": patch}
-            ]
-            if runs:
-                lines.append(
-                    f"| {patch} | {name} | {runs[0]['parameters']:,} | {len(runs)} | "
-                    f"{spread([r['last']['test_accuracy'] for r in runs])} | "
-                    f"{np.median([r['fit_seconds'] for r in runs]) / 60:.0f} |"
-                )
-    fill(PAGES / "small-data.md", "kernels", lines)
+            share = f"{row['images']['train']:,} ({row['fraction']:.0%})"
+            shares.setdefault((share, model), []).append(row)
+        if row["question"] == "kernels" or (
+            row["question"] == "scarcity" and tenth and row["model"] == "lkca"
+        ):
+            options = row.get("model_options") or {"patch_size": 4, "num_kernels": 1}
+            names = {value["num_kernels"]: name for name, value in KERNELS.items()}
+            key = (options["patch_size"], names[options["num_kernels"]])
+            kernels.setdefault((*key, f"{row['parameters']:,}"), []).append(row)
+        if row["question"] == "reasons" or tenth and row["question"] == "scarcity":
+            key = (f"{row['steps']:,}", f"{row['learning_rate']:g}", model)
+            reasons.setdefault(key, []).append(row)
+    table("scarcity", ["training images", "model"], shares)
+    table("kernels", ["patch", "kernels a layer", "parameters"], kernels)
+    table("reasons", ["steps", "learning rate", "model"], reasons)
     with atomic(PAGES / "small-data.json") as path:
         command = "KERAS_BACKEND=tensorflow python benchmarks/accuracy.py run"
         values = {"command": command, "recipe": RECIPE.to_dict(), "runs": rows}
         path.write_text(json.dumps(values, indent=1) + "\n")
     with atomic(PAGES / "small-data.svg") as path:
-        draw(groups).savefig(path)
+        draw(shares).savefig(path, metadata={"Date": None})
 
 
-def history(arguments, row):
+def history(arguments, name):
     """Read a run's epochs."""
-    path = pathlib.Path(arguments.runs) / row["name"] / "history.csv"
+    path = pathlib.Path(arguments.runs) / name / "history.csv"
     header, *lines = path.read_text().splitlines()
     names = header.split(",")
     return [
@@ -207,18 +238,21 @@ def fill(page, name, lines):
 
 def draw(groups):
     """Draw accuracy against the number of images."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["svg.hashsalt"] = "keras_lkca"  # the same file every time
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for model, marker, color in (("lkca", "o", "#0072b2"), ("vit", "s", "#d55e00")):
-        runs = [group for (_, name), group in groups.items() if name == model]
+        name = PRESETS[model]
+        runs = [group for (_, other), group in groups.items() if other == name]
         if not runs:
             continue
         x = [group[0]["images"]["train"] for group in runs]
         values = [[100 * r["last"]["test_accuracy"] for r in group] for group in runs]
         means = [np.mean(v) for v in values]
-        label = f"{PRESETS[model]}, {runs[0][0]['parameters']:,} parameters"
+        label = f"{name}, {runs[0][0]['parameters']:,} parameters"
         axes.plot(x, means, color=color, marker=marker, label=label)
         for count, all_seeds in zip(x, values, strict=True):
             axes.plot([count] * len(all_seeds), all_seeds, "_", color=color, ms=10)
