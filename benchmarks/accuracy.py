@@ -53,59 +53,57 @@ def scarcity():
 
 def kernels():
     """Yield the runs of the second question, at 10 % of the images."""
-    for patch in (4, 2):
+    for rate, patch, seeds in ((1e-3, 4, 3), (1e-3, 2, 1), (3e-3, 4, 1)):
         for name, options in KERNELS.items():
-            for seed in range(3 if patch == 4 else 1):
-                if name == "one kernel" and patch == 4:
-                    continue  # among the first question's
+            if (name, patch) == ("one kernel", 4):
+                continue  # among the other questions'
+            other = f"-rate{rate:g}" if rate != RECIPE.learning_rate else ""
+            for seed in range(seeds):
                 yield (
-                    f"{name.replace(' ', '-')}-patch{patch}-seed{seed}",
+                    f"{name.replace(' ', '-')}-patch{patch}{other}-seed{seed}",
                     {
                         "model": "lkca",
                         "preset": PRESETS["lkca"],
                         "fraction": 0.1,
                         "seed": seed,
+                        "learning_rate": rate,
                         "model_options": {**options, "patch_size": patch},
                     },
                 )
 
 
-def reasons():
-    """Yield the runs of the third question, at 10 % of the images."""
-    for name, changes, seeds in (
-        ("rate-3e-3", {"learning_rate": 3e-3}, 3),
-        ("steps-6000", {"steps": 6000}, 1),
-    ):
-        for seed in range(seeds):
-            for model in PRESETS:
-                yield (
-                    f"{model}-{name}-seed{seed}",
-                    {
-                        "model": model,
-                        "preset": PRESETS[model],
-                        "fraction": 0.1,
-                        "seed": seed,
-                        **changes,
-                    },
-                )
-
-
-QUESTIONS = {"scarcity": scarcity, "kernels": kernels, "reasons": reasons}
+def rates():
+    """Yield the runs of the third question: scarcity again, at other learning rates."""
+    for rate in (3e-3, 6e-3, 5e-4):
+        for fraction in FRACTIONS if rate == 3e-3 else (0.1,):
+            for seed in range(3 if (rate, fraction) == (3e-3, 0.1) else 1):
+                for model in PRESETS:
+                    yield (
+                        f"{model}-{fraction:g}-rate{rate:g}-seed{seed}",
+                        {
+                            "model": model,
+                            "preset": PRESETS[model],
+                            "fraction": fraction,
+                            "seed": seed,
+                            "learning_rate": rate,
+                        },
+                    )
 
 
 def every_run():
-    """Yield question, name, recipe, steps and what else `train` is to be told."""
-    for question, runs in QUESTIONS.items():
+    """Yield question, name, recipe and what else `train` is to be told."""
+    questions = {"scarcity": scarcity, "kernels": kernels, "rates": rates}
+    for question, runs in questions.items():
         for name, options in runs():
             rate = options.pop("learning_rate", RECIPE.learning_rate)
             recipe = dataclasses.replace(RECIPE, learning_rate=rate)
-            yield question, name, recipe, options.pop("steps", STEPS), options
+            yield question, name, recipe, options
 
 
 def run(arguments):
     """Train what has not been trained."""
     part, parts = map(int, arguments.part.split("/"))
-    for index, (_, name, recipe, steps, options) in enumerate(every_run()):
+    for index, (_, name, recipe, options) in enumerate(every_run()):
         folder = RUNS / name
         if index % parts != part or (folder / "metrics.json").exists():
             continue
@@ -116,7 +114,7 @@ def run(arguments):
             output=folder,
             resume=(folder / "config.json").exists(),
             data_dir=arguments.data_dir,
-            steps_per_epoch=steps // EPOCHS,
+            steps_per_epoch=STEPS // EPOCHS,
             dtype=arguments.dtype,
             jit_compile=False,
             **options,
@@ -126,7 +124,7 @@ def run(arguments):
 def results(arguments):
     """Return what each complete run came to, one after the other."""
     rows = []
-    for question, name, recipe, steps, options in every_run():
+    for question, name, recipe, options in every_run():
         path = pathlib.Path(arguments.runs) / name / "metrics.json"
         if not path.exists():
             continue
@@ -135,7 +133,7 @@ def results(arguments):
         saved = config["arguments"]
         if (saved["recipe"], saved["steps_per_epoch"] * EPOCHS) != (
             recipe.to_dict(),
-            steps,
+            STEPS,
         ):
             raise SystemExit(f"{path.parent} was trained by another recipe")
         rows.append(
@@ -144,7 +142,6 @@ def results(arguments):
                 "name": name,
                 **options,
                 "learning_rate": recipe.learning_rate,
-                "steps": steps,
                 **{k: metrics[k] for k in ("parameters", "images", "fit_seconds")},
                 "training_accuracy": history(arguments, name)[-1]["accuracy"],
                 "last": metrics["last"],
@@ -186,32 +183,32 @@ def report(arguments):
     rows = results(arguments)
     if not rows:
         raise SystemExit(f"no run is complete in {arguments.runs}")
-    shares, kernels, reasons = {}, {}, {}
+    by_share, by_kernels, by_rate = {}, {}, {}
+    names = {options["num_kernels"]: name for name, options in KERNELS.items()}
+    rows.sort(key=lambda row: (row["fraction"], row["learning_rate"]))
     for row in rows:
-        model = PRESETS[row["model"]]
-        tenth = row["fraction"] == 0.1
+        model, rate = PRESETS[row["model"]], f"{row['learning_rate']:g}"
+        share = f"{row['images']['train']:,} ({row['fraction']:.0%})"
         if row["question"] == "scarcity":
-            share = f"{row['images']['train']:,} ({row['fraction']:.0%})"
-            shares.setdefault((share, model), []).append(row)
-        if row["question"] == "kernels" or (
-            row["question"] == "scarcity" and tenth and row["model"] == "lkca"
-        ):
+            by_share.setdefault((share, model), []).append(row)
+        if row["question"] != "kernels":
+            by_rate.setdefault((share, rate, model), []).append(row)
+        if row["fraction"] == 0.1 and row["model"] == "lkca":
             options = row.get("model_options") or {"patch_size": 4, "num_kernels": 1}
-            names = {value["num_kernels"]: name for name, value in KERNELS.items()}
-            key = (options["patch_size"], names[options["num_kernels"]])
-            kernels.setdefault((*key, f"{row['parameters']:,}"), []).append(row)
-        if row["question"] == "reasons" or tenth and row["question"] == "scarcity":
-            key = (f"{row['steps']:,}", f"{row['learning_rate']:g}", model)
-            reasons.setdefault(key, []).append(row)
-    table("scarcity", ["training images", "model"], shares)
-    table("kernels", ["patch", "kernels a layer", "parameters"], kernels)
-    table("reasons", ["steps", "learning rate", "model"], reasons)
+            number, patch = names[options["num_kernels"]], options["patch_size"]
+            parameters = f"{row['parameters']:,}"
+            by_kernels.setdefault((patch, rate, number, parameters), []).append(row)
+    table("scarcity", ["training images", "model"], by_share)
+    columns = ["patch", "learning rate", "kernels a layer", "parameters"]
+    by_kernels = dict(sorted(by_kernels.items(), key=lambda item: -item[0][0]))
+    table("kernels", columns, by_kernels)
+    table("rates", ["training images", "learning rate", "model"], by_rate)
     with atomic(PAGES / "small-data.json") as path:
         command = "KERAS_BACKEND=tensorflow python benchmarks/accuracy.py run"
         values = {"command": command, "recipe": RECIPE.to_dict(), "runs": rows}
         path.write_text(json.dumps(values, indent=1) + "\n")
     with atomic(PAGES / "small-data.svg") as path:
-        draw(shares).savefig(path, metadata={"Date": None})
+        draw(by_share).savefig(path, metadata={"Date": None})
 
 
 def history(arguments, name):
