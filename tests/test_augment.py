@@ -1,7 +1,5 @@
 """Augmentation, on the device of the active backend and in `tf.data`."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -182,6 +180,14 @@ def test_erasing(way, rng):
 # RandAugment
 
 
+def applied(layer, images):
+    """Images after an operation, the same draws every time."""
+    x = keras.ops.convert_to_tensor(images)
+    seeds = keras.random.SeedGenerator(1)
+    changes = layer.get_random_transformation(x, training=True, seed=seeds)
+    return keras.ops.convert_to_numpy(layer.transform_images(x, changes, training=True))
+
+
 @pytest.mark.parametrize("index", range(14))
 def test_every_operation(index, batch):
     """Each keeps shape and range; each but the identity changes something."""
@@ -190,17 +196,47 @@ def test_every_operation(index, batch):
     if layer is None:
         return
     x = images.astype("float32")
-    warnings.filterwarnings("ignore", "Tensor.T is deprecated on 0-D")  # Keras's own
-    changes = layer.get_random_transformation(
-        keras.ops.convert_to_tensor(x),
-        training=True,
-        seed=keras.random.SeedGenerator(1),
-    )
-    y = keras.ops.convert_to_numpy(
-        layer.transform_images(keras.ops.convert_to_tensor(x), changes, training=True)
-    )
+    y = applied(layer, x)
     assert y.shape == x.shape and y.min() >= -1e-3 and y.max() <= 255.001
     assert np.abs(y - x).max() > 1
+    # An image's result is its own, whatever the others are.
+    x[1:] = 255 - x[1:] / 2
+    np.testing.assert_allclose(applied(layer, x)[0], y[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("index", range(3, 14))
+def test_strength_of_every_operation(index, batch):
+    """None at magnitude 0, and more at 1 than at a quarter."""
+    x = batch[0].astype("float32")
+    changes = []
+    for magnitude in (0.0, 0.25, 1.0):
+        layer = rand_augment_operations(magnitude)[index]
+        change = np.abs(applied(layer, x) - x) if layer else np.zeros_like(x)
+        # Solarization turns more pixels, not all of them far.
+        changes.append((change > 1e-3).mean() if index == 3 else change.mean())
+    assert changes[0] < 1e-3 and 0.05 < changes[1] < 0.8 * changes[2]
+
+
+def test_contrast_brightness_and_sharpness_go_both_ways(rng):
+    x = rng.uniform(60, 190, (40, 8, 8, 3)).astype("float32")
+    for index, measure in ((6, np.std), (7, np.mean), (8, np.std)):
+        y = applied(rand_augment_operations(0.5)[index], x)
+        more = [measure(a) > measure(b) for a, b in zip(y, x, strict=True)]
+        assert 5 < sum(more) < 35
+
+
+def test_equalization_of_each_image_and_channel(rng):
+    x = rng.integers(30, 90, (3, 8, 9, 2)).astype("float32")
+    x[2] = 7  # one grey stays as it is
+    y = applied(rand_augment_operations(0.5)[2], x)
+    np.testing.assert_array_equal(y[2], x[2])
+    for image, result in zip(x[:2], y[:2], strict=True):
+        for channel in range(2):
+            values = image[..., channel]
+            ranks = (values[..., None, None] >= values).mean((-1, -2))
+            lowest = (values == values.min()).mean()
+            expected = 255 * (ranks - lowest) / (1 - lowest)
+            np.testing.assert_allclose(result[..., channel], expected, atol=0.51)
 
 
 @ways
@@ -240,8 +276,8 @@ def test_the_policy_does_not_matter(batch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"crop_padding": -1}, "`crop_padding` must be a non-negative"),
-        ({"rand_augment": 1.5}, "`rand_augment` must be a non-negative"),
+        ({"crop_padding": -1}, "`crop_padding` must be an integer, 0 or"),
+        ({"rand_augment": 1.5}, "`rand_augment` must be an integer, 0 or"),
         (
             {"rand_augment_magnitude": 2},
             r"`rand_augment_magnitude` must lie in \[0, 1\]",
@@ -249,6 +285,13 @@ def test_the_policy_does_not_matter(batch):
         ({"erase_probability": -0.1}, "`erase_probability` must lie in"),
         ({"erase_area": "0.4"}, "`erase_area` must be a number"),
         ({"mix_probability": 1.5}, "`mix_probability` must lie in"),
+        ({"mixup_alpha": -1}, "`mixup_alpha` must be a number, 0 or above"),
+        ({"cutmix_alpha": -1}, "`cutmix_alpha` must lie in"),
+        (
+            {"mix_probability": 1.0, "mixup_alpha": 0, "cutmix_alpha": 0},
+            "`mixup_alpha` or `cutmix_alpha` must be above 0",
+        ),
+        ({"flip": "no"}, "`flip` must be True or False"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -96,6 +96,10 @@ def test_a_damaged_file_of_arrays_is_refused(arrays, tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(b"PK half a file")
     with pytest.raises(ValueError, match="cifar10.npz is no file of arrays"):
         data.load("cifar10", "train", tmp_path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "cifar10.npz")
+    with pytest.raises(ValueError, match="cifar10.npz is no file of arrays"):
+        data.load("cifar10", "train", tmp_path)
 
 
 # Splits and batches
@@ -110,6 +114,11 @@ def test_split_draws_a_share_of_every_class():
     assert np.abs(counts - np.array([25, 12.5, 5, 2.5, 1])).max() <= 1
     np.testing.assert_array_equal(drawn, data.split(labels, 0.25)[0])
     assert (drawn != data.split(labels, 0.25, seed=1)[0]).any()
+
+
+def test_split_refuses_a_column_of_labels():
+    with pytest.raises(ValueError, match=r"one axis.*reshape\(-1\).*\(10, 1\)"):
+        data.split(np.zeros((10, 1), int), 0.5)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.001])
@@ -235,6 +244,8 @@ def test_fit_sees_every_batch_once_and_in_order(pipeline):
         ({"num_classes": 0}, "`num_classes` must be a positive"),
         ({"num_classes": 19}, "`labels` must lie between 0 and 18.*to 19"),
         ({"pipeline": "numpy"}, "`pipeline` must be one of.*'numpy'"),
+        ({"seed": -1}, "`seed` must be an integer, 0 or above"),
+        ({"first_step": 1.5}, "`first_step` must be an integer, 0 or above"),
         ({"labels": np.arange(19)}, "`labels` must be 20 integers"),
         ({"images": np.zeros((20, 8, 8, 3))}, "`images` must be a uint8 array"),
         ({"images": np.zeros((20, 8, 8), "uint8")}, "`images` must be a uint8 array"),

@@ -120,6 +120,10 @@ def test_the_augmentation_is_the_recipes():
         ({"ema_momentum": 2}, "`ema_momentum` must lie in"),
         ({"flip": 1}, "`flip` must be True or False"),
         ({"cutmix_alpha": 2}, "`cutmix_alpha` must be at most 1"),
+        (
+            {"mix_probability": 0.5, "mixup_alpha": 0, "cutmix_alpha": 0},
+            "`mixup_alpha` or `cutmix_alpha` must be above 0",
+        ),
     ],
 )
 def test_bad_fields(changes, message):

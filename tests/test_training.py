@@ -198,7 +198,7 @@ def test_progress_on_a_terminal_and_elsewhere():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "mnist"}, "`name` must be one of.*'mnist'"),
+        ({"dataset": "mnist"}, "`dataset` must be a folder.*or one of.*'mnist'"),
         ({"dataset": None}, "`dataset` must be one of"),
         ({"model": "cnn"}, "`model` must be one of.*'cnn'"),
         ({"preset": "lkca_tiny"}, "no such preset"),
@@ -216,6 +216,7 @@ def test_progress_on_a_terminal_and_elsewhere():
         ({"seed": -1}, "`seed` must be an integer"),
         ({"recipe": "quick"}, "`recipe` must be a Recipe.*'quick'"),
         ({"image_size": 64}, "`image_size` is for a folder of images"),
+        ({"model_options": {"num_kernel": 4}}, "no argument 'num_kernel'.*'num_ker"),
         ({"model_options": {"dtype": object}}, "that config.json can hold"),
         ({"resume": True}, "`resume` continues the run in `output`, which holds no"),
     ],
@@ -379,6 +380,14 @@ def test_another_run_cannot_be_resumed(arguments, message, short_run):
         training.train(output=short_run, resume=True, **arguments)
 
 
+def test_what_the_run_took_may_be_named(short_run):
+    config = json.loads((short_run / "config.json").read_text())
+    named = {name: config[name] for name in ("preset", "pipeline", "dtype")}
+    assert all(config["arguments"][name] is None for name in named)
+    metrics = training.train("digits", output=short_run, resume=True, **named)
+    assert metrics["preset"] == named["preset"]
+
+
 def test_what_cannot_be_resumed(short_run, tmp_path):
     config = json.loads((short_run / "config.json").read_text())
     run = tmp_path / "run"
@@ -448,8 +457,8 @@ def test_evaluate_against_keras(rng):
 @pytest.mark.parametrize("classes", [2, 12, 40])
 def test_confusion_figures(classes, tmp_path):
     confusion = np.arange(classes**2).reshape(classes, classes)
-    names = [f"class {i}" for i in range(classes)]
-    report.confusion_figure(confusion, names, "title").savefig(tmp_path / "a.png")
+    names = [f"${i}_$" for i in range(classes)]  # no mathematics
+    report.confusion_figure(confusion, names, "$_$").savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
@@ -484,6 +493,12 @@ def test_example_on_own_images(pets, run_python, tmp_path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["images"] == {"train": 29, "validation": 3, "test": 8}
     assert set(metrics["best_per_class_accuracy"]) == {"cat", "dog"}
+    resume = ("--resume", "--output", tmp_path / "run")
+    assert "is complete" in run_python(arguments[0], *resume)
+    error = run_python(arguments[0], *resume[1:], expect=2)
+    assert "FOLDER is required" in error
+    error = run_python(arguments[0], tmp_path / "nowhere", expect=2)
+    assert "`dataset` must be a folder of images" in error
     assert metrics["last"]["test_accuracy"] >= 0.75  # of eight images
     assert "test_top5_accuracy" not in metrics["last"]
 
@@ -502,10 +517,16 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
     }
     metrics = training.train(tmp_path / "split", output=tmp_path / "a", **arguments)
     assert metrics["images"] == {"train": 36, "validation": 4, "test": 40}
-    again = training.train(  # a path, and where a folder is not named again
-        tmp_path / "split", output=tmp_path / "a", resume=True, **arguments
+    # A path; where a folder is not named again; where it has moved.
+    (tmp_path / "split").rename(tmp_path / "moved")
+    again = training.train(
+        tmp_path / "moved", output=tmp_path / "a", resume=True, **arguments
     )
     assert again == metrics
+    (tmp_path / "moved").rename(tmp_path / "split")
+    (tmp_path / "split" / "val").symlink_to(tmp_path / "split" / "test")
+    with_own = training.train(tmp_path / "split", output=tmp_path / "c", **arguments)
+    assert with_own["images"] == {"train": 40, "validation": 40, "test": 40}
     (tmp_path / "split" / "test" / "dog").unlink()
     with pytest.raises(ValueError, match=r"same classes.*\['dog'\]"):
         training.train(tmp_path / "split", output=tmp_path / "b", **arguments)

@@ -11,7 +11,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lkca.layers.checks import check_rate
+from keras_lkca.layers.checks import check_number, check_rate
 
 
 class Augmentation:
@@ -33,7 +33,8 @@ class Augmentation:
         erase_probability: Float in [0, 1], share of the images to erase a part of.
         erase_area: Float in [0, 1], the largest part, of the image's area.
         mix_probability: Float in [0, 1], share of the batches to mix.
-        mixup_alpha: Parameter of MixUp's Beta distribution; 0 for CutMix alone.
+        mixup_alpha: Parameter of MixUp's Beta distribution, from 0; 0 for CutMix
+            alone.
         cutmix_alpha: Parameter of CutMix's Beta distribution, in [0, 1]; 0 for MixUp
             alone.
         mean: Mean of each channel, images scaled to [0, 1], which fills what is
@@ -79,18 +80,11 @@ class Augmentation:
         cutmix_alpha: float = 1.0,
         mean=(0.0,),
     ):
-        for name, value in (
-            ("crop_padding", crop_padding),
-            ("rand_augment", rand_augment),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(
-                    f"`{name}` must be a non-negative integer. "
-                    f"Received: {name}={value!r}"
-                )
+        if not isinstance(flip, bool):
+            raise ValueError(f"`flip` must be True or False. Received: flip={flip!r}")
         self.flip = flip
-        self.crop_padding = crop_padding
-        self.rand_augment = rand_augment
+        self.crop_padding = check_number("crop_padding", crop_padding, integral=True)
+        self.rand_augment = check_number("rand_augment", rand_augment, integral=True)
         magnitude = check_rate("rand_augment_magnitude", rand_augment_magnitude)
         self.operations = rand_augment_operations(magnitude) if rand_augment else []
         self.erasing = self.mixup = self.cutmix = None
@@ -104,6 +98,9 @@ class Augmentation:
                 dtype="float32",
             )
         self.mix_probability = check_rate("mix_probability", mix_probability)
+        mixup_alpha = check_number("mixup_alpha", mixup_alpha)
+        cutmix_alpha = check_rate("cutmix_alpha", cutmix_alpha)
+        check_mixing(mix_probability, mixup_alpha, cutmix_alpha)
         if mix_probability and mixup_alpha > 0:
             self.mixup = keras.layers.MixUp(alpha=mixup_alpha, dtype="float32")
         if mix_probability and cutmix_alpha > 0:
@@ -129,10 +126,8 @@ class Augmentation:
             images = backend.cast(backend.convert_to_tensor(images), "float32")
             labels = backend.cast(backend.convert_to_tensor(labels), "float32")
             with warnings.catch_warnings():
-                # Keras's own: MixUp asks JAX for 64-bit integers and gets 32, and
-                # Equalization transposes a number under torch.
+                # Keras's own: MixUp asks JAX for 64-bit integers and gets 32.
                 warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
-                warnings.filterwarnings("ignore", "Tensor.T is deprecated on 0-D")
                 return self._augment(backend, images, labels, _Seeds(backend, seed))
         finally:
             if foreign:
@@ -216,6 +211,16 @@ class Augmentation:
         return _where(backend, draws[0] < self.mix_probability, mixed, (images, labels))
 
 
+def check_mixing(mix_probability, mixup_alpha, cutmix_alpha):
+    """Raise a `ValueError` where batches are to be mixed and no way is left."""
+    if mix_probability and not mixup_alpha and not cutmix_alpha:
+        raise ValueError(
+            "`mixup_alpha` or `cutmix_alpha` must be above 0 where batches are to be "
+            "mixed; for none set mix_probability=0. Received: mixup_alpha=0, "
+            f"cutmix_alpha=0, mix_probability={mix_probability!r}"
+        )
+
+
 def shift_and_flip(backend, images, seeds, padding, flip):
     """Shift each image by up to `padding` pixels each way, and mirror half of them.
 
@@ -244,6 +249,9 @@ def shift_and_flip(backend, images, seeds, padding, flip):
 def rand_augment_operations(magnitude):
     """Return RandAugment's operations as Keras's layers, `None` for the identity.
 
+    At magnitude 0 those that have a strength change nothing. Contrast, brightness,
+    sharpness and what moves pixels go both ways.
+
     Args:
         magnitude: Float in [0, 1].
 
@@ -256,24 +264,60 @@ def rand_augment_operations(magnitude):
     layers = keras.layers
     values = {"value_range": (0, 255), "dtype": "float32"}
     moved = {"fill_mode": "constant", "fill_value": 127.5, "dtype": "float32"}
-    none = (0.0, 0.0)
+    none, bits = (0.0, 0.0), 8 - round(4 * magnitude)
     shear = (0.0, 0.3 * magnitude)
     return [
         None,
         layers.AutoContrast(**values),
-        layers.Equalization(**values),
-        layers.Solarization(addition_factor=0.0, threshold_factor=magnitude, **values),
-        layers.RandomPosterization(8 - round(4 * magnitude), **values),
+        _Equalization(**values),
+        # Without strength the brightest pixels would still turn.
+        _Solarization(0.0, magnitude, **values) if magnitude else None,
+        layers.RandomPosterization((bits, bits), **values),
         layers.RandomColorDegeneration(magnitude, **values),
-        layers.RandomContrast(magnitude, **values),
-        layers.RandomBrightness(magnitude, **values),
-        layers.RandomSharpness(magnitude, **values),
+        layers.RandomContrast((0.9 * magnitude, 0.9 * magnitude), **values),
+        layers.RandomBrightness(magnitude / 2, **values),
+        layers.RandomSharpness((0.5 - magnitude / 2, 0.5 + magnitude / 2), **values),
         layers.RandomRotation(magnitude / 12, **moved),
         layers.RandomShear(x_factor=shear, y_factor=none, **moved),
         layers.RandomShear(x_factor=none, y_factor=shear, **moved),
         layers.RandomTranslation(0.0, 0.3 * magnitude, **moved),
         layers.RandomTranslation(0.3 * magnitude, 0.0, **moved),
     ]
+
+
+class _Solarization(keras.layers.Solarization):
+    """Turn the more pixels the larger `threshold_factor`; Keras's layer the fewer."""
+
+    def get_random_transformation(self, data, training=True, seed=None):
+        changes = super().get_random_transformation(data, training, seed)
+        changes["thresholds"] = 255 - changes["thresholds"]
+        return changes
+
+
+class _Equalization(keras.layers.Equalization):
+    """Equalize the histogram of each image; Keras's layer pools those of a batch."""
+
+    def transform_images(self, images, transformation, training=True):
+        numpy = self.backend.numpy
+        count, channels = images.shape[0], images.shape[-1]
+        levels = self.backend.cast(numpy.clip(numpy.round(images), 0, 255), "int32")
+        histograms = numpy.arange(count * channels, dtype="int32")
+        levels += 256 * numpy.reshape(histograms, (count, 1, 1, channels))
+        flat = numpy.reshape(levels, (-1,))
+        counts = self.backend.math.segment_sum(
+            numpy.ones_like(flat), flat, num_segments=256 * count * channels
+        )
+        counts = numpy.reshape(counts, (-1, 256))
+        below = numpy.cumsum(counts, axis=1)
+        total = below[:, -1:]
+        first = numpy.min(numpy.where(below > 0, below, total), axis=1, keepdims=True)
+        spread = self.backend.cast(255 * (below - first), "float32")
+        table = numpy.round(
+            spread / self.backend.cast(numpy.maximum(total - first, 1), "float32")
+        )
+        grey = numpy.broadcast_to(numpy.arange(256, dtype="float32"), table.shape)
+        table = numpy.where(total == first, grey, table)  # one grey has no histogram
+        return numpy.take(numpy.reshape(table, (-1,)), levels)
 
 
 def _apply(layer, images, seeds):

@@ -6,6 +6,7 @@ import pathlib
 import socket
 import urllib.request
 import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -138,7 +139,10 @@ def _npz(file, split, facts):
         with np.load(file) as arrays:
             found = sorted(arrays)
             images, labels = (arrays[key] if key in found else None for key in keys)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, ValueError, TypeError, EOFError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise ValueError(f"{file} is no file of arrays ({error}).") from error
     for key, array in zip(keys, (images, labels), strict=True):
         if array is None:

@@ -6,7 +6,7 @@ import numpy as np
 from keras_lkca.data.augment import Augmentation
 from keras_lkca.data.datasets import check_labels
 from keras_lkca.extras import require_tensorflow
-from keras_lkca.layers.checks import check_positive_int, check_rate
+from keras_lkca.layers.checks import check_number, check_positive_int, check_rate
 from keras_lkca.ops.backend import compiled
 
 PIPELINES = ("tf.data", "arrays")
@@ -60,6 +60,8 @@ def training_batches(
     """
     check_positive_int("batch_size", batch_size)
     check_positive_int("num_classes", num_classes)
+    check_number("seed", seed, integral=True)
+    check_number("first_step", first_step, integral=True)
     if pipeline not in PIPELINES:
         raise ValueError(
             f"`pipeline` must be one of {PIPELINES}. Received: pipeline={pipeline!r}"
@@ -170,7 +172,7 @@ def split(labels, share: float, seed: int = 0):
         of `k` images, `share * k` are drawn, rounded so that the total is right too.
 
     Raises:
-        ValueError: If `share` is not in [0, 1].
+        ValueError: If an argument is not as above.
 
     Example:
 
@@ -181,7 +183,13 @@ def split(labels, share: float, seed: int = 0):
     (2, 6)
     """
     labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            "`labels` must have one axis, an integer an image; of a column take "
+            f"labels.reshape(-1). Received: labels.shape={labels.shape}"
+        )
     share = check_rate("share", share)
+    check_number("seed", seed, integral=True)
     rng = np.random.default_rng([seed, 1])
     # Within its class each image has a rank; the share with the lowest is taken.
     # Equal ranks of the classes, spread at random, round the total fairly.

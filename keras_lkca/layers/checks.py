@@ -14,6 +14,18 @@ def check_rate(name, value):
     return float(value)
 
 
+def check_number(name, value, least=0, integral=False):
+    """Return a finite number, `least` or above, or raise a `ValueError`."""
+    kind = numbers.Integral if integral else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not least <= value < float("inf"):
+        raise ValueError(
+            f"`{name}` must be {'an integer' if integral else 'a number'}, "
+            f"{least} or above. Received: {name}={value!r}"
+        )
+    return int(value) if integral else float(value)
+
+
 def check_positive_int(name, value):
     """Return an integer above zero as an int, or raise a `ValueError`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:

@@ -1,6 +1,23 @@
 """What the models of images share: how they are saved."""
 
+import difflib
+import inspect
+
 import keras
+
+
+def check_keywords(model, keywords):
+    """Raise a `ValueError` for arguments that neither the model nor Keras has.
+
+    Keras passes over those in silence.
+    """
+    for name in set(keywords) - {"name", "trainable"}:
+        known = list(inspect.signature(type(model).__init__).parameters)[1:-1]
+        near = difflib.get_close_matches(name, known, n=1) or sorted(known)
+        raise ValueError(
+            f"{type(model).__name__} has no argument {name!r}; the nearest is {near}. "
+            f"Received: {name}={keywords[name]!r}"
+        )
 
 
 class ImageModel(keras.Model):

@@ -8,7 +8,7 @@ from keras_lkca.models.blocks import (
     patch_tokens,
     plain,
 )
-from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.image_model import ImageModel, check_keywords
 from keras_lkca.models.presets import preset_arguments
 
 
@@ -53,7 +53,7 @@ class LKCAViT(ImageModel):
             model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.
-        **kwargs: Keras's own model arguments, such as `name`.
+        **kwargs: Keras's own model arguments, `name` and `trainable`.
 
     Input shape:
         `(batch, height, width, channels)`.
@@ -104,6 +104,7 @@ class LKCAViT(ImageModel):
         dtype=None,
         **kwargs,
     ):
+        check_keywords(self, kwargs)
         policy = keras.dtype_policies.get(dtype)
         class_names = check_class_names(class_names, num_classes, include_top)
         images, x = patch_tokens(

@@ -28,7 +28,8 @@ def main(dataset: str | None, description: str, argv=None) -> dict:
     )
     add = parser.add_argument
     if dataset is None:
-        add("dataset", metavar="FOLDER", help="of one folder of images a class")
+        folder = "of one folder of images a class; may be left out with --resume"
+        add("dataset", nargs="?", metavar="FOLDER", help=folder)
         add("--image-size", type=int, help="pixels to resize to; default: 64")
         add("--on-error", choices=("raise", "skip"), help="damaged files")
     else:
@@ -52,16 +53,20 @@ def main(dataset: str | None, description: str, argv=None) -> dict:
     add("--tensorboard", action="store_true", help="log into OUTPUT/tensorboard")
     add("--steps-per-epoch", type=int, help="default: the recipe's passes")
     given = vars(parser.parse_args(argv))
+    if dataset is not None:
+        given["dataset"] = dataset
+    elif "dataset" not in given and not given.get("resume"):
+        parser.error("FOLDER is required, but to --resume")
     try:
         if recipe := _recipe(given):
             given["recipe"] = recipe
         if "model_set" in given:
             given["model_options"] = _assignments(given.pop("model_set"))
-        if dataset is None:  # whatever its name: a folder
+        if dataset is None and "dataset" in given:  # whatever its name: a folder
             given["dataset"] = str(
                 pathlib.Path(given["dataset"]).expanduser().resolve()
             )
-        setup = prepare(**{"dataset": dataset, **given})
+        setup = prepare(**given)
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     try:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import numbers
 
 import keras
 
-from keras_lkca.data.augment import Augmentation
-from keras_lkca.layers.checks import check_positive_int, check_rate
+from keras_lkca.data.augment import Augmentation, check_mixing
+from keras_lkca.layers.checks import check_number, check_positive_int, check_rate
 
 _RATES = (
     *("warmup", "label_smoothing", "drop_path_rate"),
@@ -104,7 +103,7 @@ class Recipe:
             (_AMOUNTS, 0, False),
         ):
             for name in names:
-                checked[name] = _number(name, getattr(self, name), least, integral)
+                checked[name] = check_number(name, getattr(self, name), least, integral)
         for name in _RATES:
             checked[name] = check_rate(name, getattr(self, name))
         for name in ("flip", "decay_everything"):
@@ -122,6 +121,7 @@ class Recipe:
                 "`cutmix_alpha` must be at most 1, which Keras's layer allows. "
                 f"Received: cutmix_alpha={self.cutmix_alpha!r}"
             )
+        check_mixing(self.mix_probability, self.mixup_alpha, self.cutmix_alpha)
         if not 0 < self.learning_rate >= self.final_learning_rate:
             raise ValueError(
                 "`learning_rate` must be above 0 and `final_learning_rate`. Received: "
@@ -306,14 +306,3 @@ class Recipe:
 def _spared(variable):
     # Biases, and the scales and offsets of normalisation, are vectors.
     return len(variable.shape) < 2 or variable.name in _SPARED
-
-
-def _number(name, value, least, integral):
-    kind = numbers.Integral if integral else numbers.Real
-    fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not fits or not least <= value < float("inf"):
-        raise ValueError(
-            f"`{name}` must be {'an integer' if integral else 'a number'}, "
-            f"{least} or above. Received: {name}={value!r}"
-        )
-    return int(value) if integral else float(value)

@@ -76,7 +76,7 @@ def curves(rows, title, best, held_out="validation"):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     epochs = [row["epoch"] for row in rows]
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for prefix, name in (("", "training"), ("val_", held_out)):
@@ -102,8 +102,9 @@ def confusion_figure(confusion, names, title):
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    axes.set(title=_literal(title), xlabel="predicted class", ylabel="true class")
     if count <= 30:
+        names = [_literal(name) for name in names]
         axes.set_xticks(range(count), names, rotation=90)
         axes.set_yticks(range(count), names)
     if count <= 15:
@@ -113,3 +114,8 @@ def confusion_figure(confusion, names, title):
                 j, i, confusion[i, j], ha="center", va="center", color=color, size=8
             )
     return figure
+
+
+def _literal(text):
+    """Keep matplotlib from reading dollars as mathematics."""
+    return text.replace("$", r"\$")

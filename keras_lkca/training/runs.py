@@ -1,6 +1,7 @@
 """A run's folder: what is written there, and how a run goes on from it."""
 
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -76,12 +77,16 @@ def plain_arguments(given):
         ) from error
 
 
-def merge_arguments(given, saved):
+def merge_arguments(given, config):
     """Take the run's arguments, and refuse others."""
-    # The data may have moved.
+    saved = config["arguments"]
     merged = {**saved, "data_dir": given.pop("data_dir", saved["data_dir"])}
+    # The data may have moved.
+    if not {given.get("dataset"), saved["dataset"]} & {None, *data.DATASETS}:
+        merged["dataset"] = given.pop("dataset")
     for name, value in given.items():
-        if value != saved[name]:
+        # What the run took where nothing was given may be given by name.
+        if value != saved[name] and (saved[name], value) != (None, config.get(name)):
             raise ValueError(
                 f"`{name}` of the run to resume is {saved[name]!r}; leave it out, or "
                 f"start another run. Received: {name}={value!r}"
@@ -144,7 +149,8 @@ def kept_rows(folder):
 def new_folder(output, name):
     """Make the output folder now: a run must not end with nowhere to write to."""
     if output is None:
-        output = pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-"
+        output = pathlib.Path("runs") / f"{name}{os.getpid()}"  # two at once
     output = pathlib.Path(output).expanduser()
     if (output / "config.json").exists() or list(output.glob("*.keras")):
         raise ValueError(

@@ -64,8 +64,9 @@ def train(
 
     Args:
         dataset: A name of `keras_lkca.data.DATASETS`, or a folder of class folders of
-            images. A folder that holds folders `train` and `test` has its split; of
-            another a fifth is held out for the test, the same whatever the seed.
+            images. A folder that holds folders `train` and `test` has its split, and
+            `val` beside them validates; of another a fifth is held out for the test,
+            the same whatever the seed.
         model: `"lkca"`, or `"vit"` for the softmax-attention baseline.
         preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_vit_tiny`
             or `vit_tiny`.
@@ -73,12 +74,13 @@ def train(
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch.
             It ends with the weights that it would have had without a break.
-            Arguments that are left out are the run's.
+            Arguments that are left out, or given as their defaults, are the run's.
         data_dir: Folder that holds the dataset, see `keras_lkca.data.load`.
         seed: Non-negative integer, seed of weights, splits, order and augmentation.
         fraction: Float in (0, 1], the share of the training images to use, drawn
             class by class with `seed`.
-        validation_split: Float in (0, 1), the share of these that validates.
+        validation_split: Float in (0, 1), the share of these that validates, where
+            the dataset has no validation images of its own.
         select: `"validation"`; or `"test"` to train on all of them and choose the best
             epoch by the test images, as many papers report, which flatters.
         model_options: Arguments of the model that override the preset's, such as
@@ -139,7 +141,7 @@ def prepare(**given):
     config = None
     if resume:
         config = read_config(output, set(defaults))
-        given = merge_arguments(given, config["arguments"])
+        given = merge_arguments(given, config)
     given = {**defaults, **given}
     _check(given)
     require("matplotlib", "plot")
@@ -151,8 +153,8 @@ def prepare(**given):
         require("tensorflow", "data")
     model_class, default = MODELS[given["model"]]
     preset = given["preset"] or default
-    train, test, facts = load_split(given)
-    train, validation = cut_validation(train, test, given)
+    train, test, validation, facts = load_split(given)
+    train, validation = cut_validation(train, test, validation, given)
     if recipe.batch_size > len(train[0]):
         raise ValueError(
             "`batch_size` must not be above the number of training images. "
@@ -308,7 +310,7 @@ def _finish(setup, rows):
         "epochs": len(rows),
         "best_epoch_chosen_on": "the test images, which flatters"
         if on_test
-        else "validation images cut from the training images",
+        else "validation images",
         **results,
         "best_per_class_accuracy": report.per_class(confusion, names),
         "fit_seconds": round(seconds, 1),
