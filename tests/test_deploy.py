@@ -112,6 +112,23 @@ def test_what_follows_from_the_kernel_is_kept_and_renewed(images, tmp_path):
         )
 
 
+def test_a_layer_of_a_folded_model_follows_its_weights(rng):
+    folded = deploy.fold(LKCAViT((16, 24, 3), depth=1, embed_dim=8, method="toeplitz"))
+    mixing = folded.get_layer("block_0_mixing")
+    kernel = rng.normal(0, 1, mixing.kernel.shape)
+    mixing.set_weights([kernel, np.zeros(8)])
+    x = rng.normal(0, 1, (2, *mixing.input.shape[1:])).astype("float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(mixing(x)),
+        keras.ops.convert_to_numpy(
+            keras_lkca.ops.large_kernel_conv(x, kernel.astype("float32"), "spectral")
+        ),
+        atol=1e-4,
+    )
+    with pytest.raises(ValueError, match="incompatible with the layer"):
+        mixing(x.transpose(0, 2, 1, 3))
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_folding_in_half_precision(dtype, images):
     model = trained(dtype=dtype)
@@ -492,6 +509,23 @@ def test_what_keras_quantizes_is_saved(kind, mode, digits, tmp_path):
     np.testing.assert_allclose(expected_of(loaded, images), after, atol=1e-6)
 
 
+def test_a_model_of_ones_own_is_quantized_and_saved(rng, tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = keras_lkca.layers.PatchEmbedding(2, 16)(inputs)
+    x = keras_lkca.layers.LKCA(kernel_initializer="glorot_uniform")(x)
+    x = keras.layers.Reshape((16, 16))(x)
+    x = keras_lkca.layers.SelfAttention(2)(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.quantize("int8")
+    images = rng.uniform(0, 1, (4, 8, 8, 3)).astype("float32")
+    expected = model.predict(images, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), expected)
+
+
 def test_some_layers_can_be_quantized(images, tmp_path):
     model = trained()
     with warnings.catch_warnings():
@@ -567,6 +601,8 @@ def test_where_probabilities_come_from(images):
         keras.ops.softmax(logits(inputs)),
         keras.layers.Softmax()(logits(inputs)),
         logits(inputs),
+        keras.layers.Average()([base(inputs), base(inputs)]),
+        keras.layers.Activation("linear", dtype="float32")(base(inputs)),
     ):
         results = keras_lkca.predict(keras.Model(inputs, outputs), images, top=4)
         for result, row in zip(results, expected, strict=True):
@@ -577,6 +613,39 @@ def test_where_probabilities_come_from(images):
         keras_lkca.predict(sigmoid, images)
     with pytest.raises(ValueError, match="must end with a softmax.*'sigmoid'"):
         deploy.export(sigmoid, "nowhere", format="onnx")
+    for outputs, message in (
+        (keras.ops.sigmoid(logits(inputs)), "Sigmoid, which is neither"),
+        (2 * logits(inputs), "Multiply, which is neither"),
+        (keras.layers.Average()([base(inputs), logits(inputs)]), "averages logits and"),
+        (keras.layers.Dense(1)(logits(inputs)), "two classes or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keras_lkca.predict(keras.Model(inputs, outputs), images)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_with_a_layer_of_ones_own_is_exported(images, tmp_path, monkeypatch):
+    needs("onnx")
+    (tmp_path / "its_layers.py").write_text(
+        "import keras\n"
+        "@keras.saving.register_keras_serializable(package='its')\n"
+        "class Doubled(keras.layers.Layer):\n"
+        "    def call(self, x):\n"
+        "        return x * 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import its_layers
+
+    inputs = keras.Input((16, 24, 3))
+    x = its_layers.Doubled()(keras.layers.GlobalAveragePooling2D()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
+    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
+    monkeypatch.setattr(its_layers.Doubled, "__module__", "__main__")
+    with pytest.raises(ValueError, match="Doubled is defined in the program itself"):
+        deploy.export(model, tmp_path / "other.onnx", format="onnx")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 @pytest.mark.filterwarnings("ignore")

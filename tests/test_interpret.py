@@ -290,6 +290,32 @@ def test_the_field_of_models_of_ones_own(rng):
     )
 
 
+@pytest.mark.parametrize("pooling", ["avg", None])
+def test_the_field_of_a_vit_without_its_class_token(pooling, images):
+    """The tokens are those of the grid, whatever becomes of the class token."""
+    model = ViT(
+        (16, 24, 3),
+        **{"depth": 1, "embed_dim": 16, "num_heads": 2, "pooling": pooling},
+        include_top=pooling is not None,
+    )
+    tokens = keras.Model(model.inputs[0], model.get_layer("block_0_mlp_add").output)
+    expected = keras.ops.convert_to_numpy(tokens(images))[:, 1:]
+    found = keras.ops.convert_to_numpy(interpret.feature_map_model(model)(images))
+    assert found.shape[1:3] == (4, 6)
+    if pooling:  # without, LayerNorm comes last
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-6)
+    assert interpret.effective_receptive_field(model, images).shape == (16, 24)
+
+
+def test_a_feature_map_within_another_model(images):
+    inner = small()
+    outer = keras.Sequential(
+        [keras.Input((16, 24, 3)), keras.layers.RandomFlip(), inner]
+    )
+    with pytest.raises(ValueError, match="within a model: give that one.*get_layer"):
+        interpret.effective_receptive_field(outer, images)
+
+
 def test_areas_of_known_fields():
     field = np.zeros((10, 10))
     field[0, 0], field[0, 1:3] = 0.8, 0.1
@@ -402,6 +428,20 @@ def test_macs_of_a_model_of_ones_own():
     }
     with pytest.raises(ValueError, match="`input_shape` must be given and fit"):
         count_macs(model)
+
+
+def test_macs_of_models_within_models():
+    inputs = keras.Input((None, None, 3))
+    inner = keras.Model(inputs, keras.layers.Conv2D(8, 3, padding="same")(inputs))
+    outside = keras.Input((32, 32, 3))
+    assert count_macs(keras.Model(outside, inner(outside))) == 32 * 32 * 9 * 3 * 8
+
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="cost of these layers is not known: Subcl"):
+        count_macs(keras.Model(outside, Subclassed()(outside)))
 
 
 def test_macs_of_operations_and_of_calls():

@@ -206,6 +206,14 @@ def test_lkca_is_zero_at_first_and_its_formula_after(rng):
     np.testing.assert_allclose(numpy(layer(x)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_function_as_initializer():
+    layer = LKCA(
+        projection_initializer=lambda shape, dtype: keras.ops.ones(shape, dtype)
+    )
+    layer.build((None, 4, 4, 8))
+    assert (numpy(layer.value.kernel) == 1).all()
+
+
 def test_lkca_projections_start_different():
     layer = LKCA()
     layer.build((None, 4, 4, 8))

@@ -325,6 +325,19 @@ def test_bad_lkca_arguments(arguments, message):
         LKCAViT(**SMALL, **arguments)
 
 
+def test_arguments_that_there_are_not():
+    for model_class in (LKCAViT, ViT):
+        with pytest.raises(ValueError, match="no argument 'dept'.*'depth'.*dept=1"):
+            model_class(dept=1)
+
+    class Mine(LKCAViT):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    with pytest.raises(ValueError, match="Mine has no argument 'dept'.*'depth'"):
+        Mine(dept=1)
+
+
 def test_channels_first_is_refused(model_class):
     keras.config.set_image_data_format("channels_first")
     with pytest.raises(ValueError, match="channels_last"):

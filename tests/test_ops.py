@@ -56,7 +56,7 @@ def test_values_and_gradients_equal_the_definition(case, method):
     check_against_reference(*CASES[case], method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
 @pytest.mark.parametrize("case", ["non-square", "two groups", "larger one way"])
 def test_the_same_when_compiled(case, method):
     check_against_reference(*CASES[case], method, jit=True)

@@ -195,6 +195,9 @@ def test_explain_plan():
         ({"backend": "numpy"}, "`backend` must be one of.*'numpy'"),
         ({"device": "abacus"}, "`device` must be one of.*'abacus'"),
         ({"dtype": "mixed_bfloat16"}, "mixed_bfloat16"),
+        ({"dtype": "int32"}, "`dtype` must be a floating-point dtype.*'int32'"),
+        ({"groups": 3}, "`groups` must divide `channels`"),
+        ({"kernel_size": 4}, "`kernel_size` must be odd"),
     ],
 )
 def test_explain_plan_bad_arguments(arguments, message):

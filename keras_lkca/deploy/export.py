@@ -224,17 +224,34 @@ def in_float32(model):
 
 # What a fresh process runs: the model, the images and the options lie in its folder.
 _ELSEWHERE = """
-import json, pathlib, sys
+import importlib, json, pathlib, sys
 import numpy as np
 from keras_lkca.deploy.export import write
 from keras_lkca.deploy.predict import read_model
 
 folder, path = map(pathlib.Path, sys.argv[1:])
+for module in json.loads((folder / "modules.json").read_text()):
+    importlib.import_module(module)  # which registers the model's own layers
 images = folder / "images.npy"
 images = np.load(images) if images.exists() else None
 options = json.loads((folder / "options.json").read_text())
 write(read_model(folder / "model.keras"), path, images, **options)
 """
+
+
+def _own_modules(model):
+    """Return the modules of the layers that are neither Keras's nor ours."""
+    kinds = {type(layer) for layer in [model, *formats.all_layers(model)]}
+    own = {kind.__module__: kind.__name__ for kind in kinds}
+    modules = sorted(
+        name for name in own if name.split(".")[0] not in ("keras", "keras_lkca")
+    )
+    if "__main__" in modules:
+        raise ValueError(
+            f"The model's {own['__main__']} is defined in the program itself, which "
+            "the process that exports cannot import: put it into a module of its own."
+        )
+    return modules
 
 
 def _write_elsewhere(backend, model, path, calibration_images, options):
@@ -246,6 +263,7 @@ def _write_elsewhere(backend, model, path, calibration_images, options):
         folder = pathlib.Path(folder)
         model.save(folder / "model.keras")
         (folder / "options.json").write_text(json.dumps(options))
+        (folder / "modules.json").write_text(json.dumps(_own_modules(model)))
         if calibration_images is not None:
             np.save(folder / "images.npy", calibration_images)
         done = subprocess.run(

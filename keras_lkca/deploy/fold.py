@@ -72,7 +72,6 @@ def fold(model: LKCAViT) -> "FoldedLKCAViT":
     elif config["pooling"]:
         folded.get_layer("norm").set_weights(model.get_layer("norm").get_weights())
     folded.trainable = False
-    folded.prepare()
     return folded
 
 
@@ -116,7 +115,8 @@ class FixedConv(keras.layers.Layer):
 
     `outputs = large_kernel_conv(inputs, kernel) + bias`, where what follows from the
     kernel alone, its attention matrix or its transform, is computed when the weights
-    are set and not at every call.
+    are set or loaded, and not at every call. Where the variables are assigned in
+    another way, as by a model around this one, call `prepare()` afterwards.
 
     Args:
         kernel_size: Pair of odd integers.
@@ -178,6 +178,7 @@ class FixedConv(keras.layers.Layer):
                 name="bias", shape=(channels,), initializer="zeros", trainable=False
             )
         self.grid = height, width
+        self.input_spec = keras.layers.InputSpec(shape=(None, *input_shape[1:]))
         self._resolved = self.method
         if self.method == "auto":
             self._resolved = plan.choose_method(
@@ -185,6 +186,7 @@ class FixedConv(keras.layers.Layer):
                 kernel_size=self.kernel_size,
                 groups=self.num_kernels,
                 dtype=self.compute_dtype,
+                training=False,
                 backend=keras.config.backend(),
                 device=device_kind(),
             )
@@ -196,11 +198,16 @@ class FixedConv(keras.layers.Layer):
         kept = ()
         if self._resolved == "toeplitz":
             kept = (ops.attention_matrix(kernel, height, width),)
-        elif self._resolved == "hybrid":
+        elif self._resolved == "hybrid" and self.compute_dtype != "float64":
             kept = hybrid.matrices(kernel, height, width, "float32")
         kept = [keras.ops.convert_to_numpy(array) for array in kept]
         small = sum(array.nbytes for array in kept) <= MAX_KEPT_BYTES
         self._kept = [constant(array) for array in kept] if kept and small else None
+
+    def set_weights(self, weights):
+        """Set the kernel and the bias, and compute what follows."""
+        super().set_weights(weights)
+        self.prepare()
 
     def load_own_variables(self, store):
         """Load the kernel, and compute what follows from it."""
@@ -244,6 +251,9 @@ class FixedConv(keras.layers.Layer):
 @keras.saving.register_keras_serializable(package="keras_lkca")
 class FoldedLKCAViT(ImageModel):
     """A `LKCAViT` to serve: what `fold` returns, see there.
+
+    What follows from the kernels is kept. Where weights are changed in another way
+    than by this model's `set_weights` and `load_weights`, call `prepare()`.
 
     Args:
         **arguments: Those of `keras_lkca.LKCAViT` but its dropout rates.

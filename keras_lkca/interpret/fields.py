@@ -259,10 +259,20 @@ def feature_map_model(model) -> keras.Model:
         shape = outputs.shape
         if is_vit and len(shape) == 3:
             grid = vit_grid(model)
-            outputs = keras.ops.reshape(outputs[:, 1:], (-1, *grid, shape[-1]))
+            # A mean is taken of the tokens that the class token is cut off from.
+            if shape[1] == grid[0] * grid[1] + 1:
+                outputs = outputs[:, 1:]
+            outputs = keras.ops.reshape(outputs, (-1, *grid, shape[-1]))
             return keras.Model(model.inputs[0], outputs)
         if not is_vit and len(shape) == 4 and None not in shape[1:]:
-            return keras.Model(model.inputs[0], outputs)
+            trunk = keras.Model(model.inputs[0], outputs)
+            if trunk.weights:
+                return trunk
+        if isinstance(node.operation, keras.Model):
+            raise ValueError(
+                "`model` holds its feature map within a model: give that one, "
+                f"model.get_layer({node.operation.name!r}). Received: model={model!r}"
+            )
     raise ValueError(
         "`model` must be a functional model with a feature map of static size, "
         f"(batch, rows, columns, channels). Received: model={model!r}"

@@ -102,6 +102,14 @@ def _count(model, prefix, counts, unknown):
     for node in reversed(calls(model)):
         operation = node.operation
         if isinstance(operation, keras.Model):
+            shape = node.input_tensors[0].shape[1:]
+            if None in shape or not getattr(operation, "outputs", None):
+                unknown.append(type(operation).__name__)
+                continue
+            if None in operation.input_shape[1:]:
+                operation = keras.models.clone_model(
+                    operation, input_tensors=keras.Input(shape)
+                )
             _count(operation, f"{prefix}{operation.name}/", counts, unknown)
             continue
         macs = _call(operation, node)

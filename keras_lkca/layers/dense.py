@@ -58,3 +58,41 @@ class TokenDense(keras.layers.Dense):
     def quantize(self, mode=None, type_check=True, config=None):
         """Quantize as `keras.layers.Dense`, whose own way to compute it then takes."""
         super().quantize(mode, type_check=False, config=config)
+
+
+class HoldsDense:
+    """A layer with Dense layers within, which is saved with how they are quantized."""
+
+    def dense_layers(self):
+        """Return the Dense layers within, by their names."""
+        names = ("value", "query_key_value", "projection")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def get_build_config(self):
+        """Return the input's shape, and what was quantized."""
+        quantized = {
+            name: keras.saving.serialize_keras_object(layer.quantization_config)
+            for name, layer in self.dense_layers().items()
+            if layer.quantization_mode is not None
+        }
+        config = super().get_build_config()
+        return {**config, "quantized": quantized} if quantized else config
+
+    def build_from_config(self, config):
+        """Build, and quantize what was."""
+        config = dict(config)
+        quantized = config.pop("quantized", {})
+        super().build_from_config(config)
+        for name, how in quantized.items():
+            how = keras.saving.deserialize_keras_object(how)
+            self.dense_layers()[name].quantize(config=how)
+
+
+def fresh(initializer):
+    """Return a copy of an initializer: one instance draws the same numbers twice.
+
+    One with a seed of its own still does, and so may a function.
+    """
+    if isinstance(initializer, keras.initializers.Initializer):
+        return type(initializer).from_config(initializer.get_config())
+    return initializer

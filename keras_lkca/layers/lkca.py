@@ -9,12 +9,12 @@ from keras_lkca.layers.checks import (
     check_positive_int,
     check_rate,
 )
-from keras_lkca.layers.dense import TokenDense
+from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh
 from keras_lkca.ops.conv import check_method
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class LKCA(keras.layers.Layer):
+class LKCA(HoldsDense, keras.layers.Layer):
     """Large Kernel Convolutional Attention: attention as one large convolution.
 
     `out = (K * (x @ V)) @ O + b`
@@ -140,14 +140,10 @@ class LKCA(keras.layers.Layer):
         _, height, width, channels = input_shape
         value_dim = self.value_dim or channels
         check_divides("num_kernels", self.num_kernels, "value_dim", value_dim)
-        # Dense gets copies of the initializer: one instance draws the same numbers
-        # every time.
         self.value = TokenDense(
             value_dim,
             use_bias=False,
-            kernel_initializer=keras.initializers.serialize(
-                self.projection_initializer
-            ),
+            kernel_initializer=fresh(self.projection_initializer),
             kernel_regularizer=self.projection_regularizer,
             dtype=self.dtype_policy,
             name="value",
@@ -165,9 +161,7 @@ class LKCA(keras.layers.Layer):
         self.projection = TokenDense(
             channels,
             use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.serialize(
-                self.projection_initializer
-            ),
+            kernel_initializer=fresh(self.projection_initializer),
             bias_initializer=self.bias_initializer,
             kernel_regularizer=self.projection_regularizer,
             dtype=self.dtype_policy,

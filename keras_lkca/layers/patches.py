@@ -7,11 +7,11 @@ from keras_lkca.layers.checks import (
     check_pair,
     check_positive_int,
 )
-from keras_lkca.layers.dense import TokenDense
+from keras_lkca.layers.dense import HoldsDense, TokenDense
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(HoldsDense, keras.layers.Layer):
     """Cut images into patches and project each to a token.
 
     `out[b, i, j] = concat(inputs[b, i * p : (i + 1) * p, j * q : (j + 1) * q]) @ W + b`

@@ -2,11 +2,11 @@ import keras
 from keras import ops
 
 from keras_lkca.layers.checks import check_divides, check_positive_int, check_rate
-from keras_lkca.layers.dense import TokenDense
+from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(HoldsDense, keras.layers.Layer):
     """Multi-head softmax self-attention, the attention LKCA is compared with.
 
     `out = concat over heads h of softmax(Q[h] @ K[h]^T / sqrt(d)) @ V[h], @ O + b`
@@ -84,9 +84,7 @@ class SelfAttention(keras.layers.Layer):
         self.query_key_value = TokenDense(
             3 * channels,
             use_bias=False,
-            kernel_initializer=keras.initializers.serialize(
-                self.projection_initializer
-            ),
+            kernel_initializer=fresh(self.projection_initializer),
             dtype=self.dtype_policy,
             name="query_key_value",
         )
@@ -94,9 +92,7 @@ class SelfAttention(keras.layers.Layer):
         self.projection = TokenDense(
             channels,
             use_bias=self.use_bias,
-            kernel_initializer=keras.initializers.serialize(
-                self.projection_initializer
-            ),
+            kernel_initializer=fresh(self.projection_initializer),
             bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,
             name="projection",

@@ -5,6 +5,8 @@ import inspect
 
 import keras
 
+from keras_lkca.layers.dense import HoldsDense
+
 
 def check_keywords(model, keywords):
     """Raise a `ValueError` for arguments that neither the model nor Keras has.
@@ -12,8 +14,15 @@ def check_keywords(model, keywords):
     Keras passes over those in silence.
     """
     for name in set(keywords) - {"name", "trainable"}:
-        known = list(inspect.signature(type(model).__init__).parameters)[1:-1]
-        near = difflib.get_close_matches(name, known, n=1) or sorted(known)
+        named = {
+            parameter.name
+            for cls in type(model).__mro__
+            if issubclass(cls, ImageModel) and "__init__" in vars(cls)
+            for parameter in inspect.signature(cls.__init__).parameters.values()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        }
+        known = sorted(named - {"self"})
+        near = difflib.get_close_matches(name, known, n=1) or known
         raise ValueError(
             f"{type(model).__name__} has no argument {name!r}; the nearest is {near}. "
             f"Received: {name}={keywords[name]!r}"
@@ -69,6 +78,6 @@ def _dense_layers(model):
     for layer in model.layers:
         if isinstance(layer, keras.layers.Dense):
             yield layer.name, layer
-        for name in ("value", "query_key_value", "projection"):
-            if isinstance(getattr(layer, name, None), keras.layers.Dense):
-                yield f"{layer.name}/{name}", getattr(layer, name)
+        if isinstance(layer, HoldsDense):
+            for name, dense in layer.dense_layers().items():
+                yield f"{layer.name}/{name}", dense

@@ -133,10 +133,12 @@ def _weigh(batch, channels, shape, dtype, training, backend, device, max_bytes, 
         for name in _passes(training)
     }
 
-    def behind(method):
-        return max(seconds[method][name] / fastest[name] for name in fastest)
-
-    return min(possible, key=behind), seconds, out
+    behind = [
+        max(seconds[method][name] / fastest[name] for name in fastest)
+        for method in possible
+    ]
+    # torch.compile cannot follow min(..., key=...).
+    return possible[behind.index(min(behind))], seconds, out
 
 
 def _passes(training):
@@ -178,14 +180,22 @@ def explain_plan(
     >>> line.startswith("hybrid: ")
     True
     """
+    # The layers import the operator.
+    from keras_lkca.layers.checks import check_divides, check_pair, check_positive_int
+
     if len(input_shape) != 4 or input_shape[-1] is None:
         raise ValueError(
             "`input_shape` must be (batch, height, width, channels), channels known. "
             f"Received: input_shape={input_shape!r}"
         )
     batch, height, width, channels = input_shape
-    if isinstance(kernel_size, int):
-        kernel_size = (kernel_size, kernel_size)
+    check_divides("groups", check_positive_int("groups", groups), "channels", channels)
+    if kernel_size is not None:
+        kernel_size = check_pair("kernel_size", kernel_size)
+        if any(size % 2 == 0 for size in kernel_size):
+            raise ValueError(
+                f"`kernel_size` must be odd. Received: kernel_size={kernel_size}"
+            )
     backend = backend or keras.config.backend()
     device = device or device_kind()
     for name, value, known in (
@@ -200,6 +210,10 @@ def explain_plan(
     dtype = keras.backend.standardize_dtype(
         dtype or keras.config.dtype_policy().compute_dtype
     )
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            f"`dtype` must be a floating-point dtype. Received: dtype={dtype!r}"
+        )
     if height is None or width is None:
         return "depthwise: the one method that takes a dynamic height or width"
     entry = costs_of(backend, device, dtype)
