@@ -142,12 +142,16 @@ class Recipe:
     def quick(cls, **changes):
         """Return a recipe for a first look: ten epochs of shifts and flips.
 
+        Its learning rate is three times the paper's: in short trainings LKCA gains
+        from that, and softmax attention loses (docs/results/small-data.md).
+
         Args:
             changes: Fields by name.
         """
         light = {
             "epochs": 10,
             "passes_per_epoch": 1,
+            "learning_rate": 3e-3,
             "rand_augment": 0,
             "erase_probability": 0.0,
             "mix_probability": 0.0,
