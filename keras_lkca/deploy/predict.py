@@ -118,8 +118,8 @@ def check_classifier(model):
         )
         if not static or not all(isinstance(size, int) for size in shape[1:]):
             raise ValueError(
-                "`model` must be a functional model that maps images to classes, both "
-                f"of one size. Received: a model from {shapes[0]} to {shapes[1]}"
+                "`model` must map images to classes, both of one size, and be a "
+                f"functional model. Received: a model from {shapes[0]} to {shapes[1]}"
             )
     gives_probabilities(model)
     if shapes[1][1] < 2:
