@@ -46,6 +46,17 @@ def check_pair(name, value):
     return tuple(check_positive_int(name, size) for size in pair)
 
 
+def check_kernel_size(value):
+    """Return an odd integer, or a pair of them, as a pair."""
+    pair = check_pair("kernel_size", value)
+    if any(size % 2 == 0 for size in pair):
+        raise ValueError(
+            "`kernel_size` must be odd, so that the kernel has a centre. "
+            f"Received: kernel_size={pair}"
+        )
+    return pair
+
+
 def check_image_shape(value):
     """Return (height, width, channels) as ints, or raise a `ValueError`."""
     if not isinstance(value, (tuple, list)) or len(value) != 3:

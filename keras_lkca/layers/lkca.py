@@ -5,7 +5,7 @@ from keras_lkca.layers.checks import (
     check_channels_last,
     check_divides,
     check_feature_map,
-    check_pair,
+    check_kernel_size,
     check_positive_int,
     check_rate,
 )
@@ -110,12 +110,7 @@ class LKCA(HoldsDense, keras.layers.Layer):
             value_dim = check_positive_int("value_dim", value_dim)
             check_divides("num_kernels", num_kernels, "value_dim", value_dim)
         if kernel_size is not None:
-            kernel_size = check_pair("kernel_size", kernel_size)
-            if any(size % 2 == 0 for size in kernel_size):
-                raise ValueError(
-                    "`kernel_size` must be odd, so that the kernel has a centre. "
-                    f"Received: kernel_size={kernel_size}"
-                )
+            kernel_size = check_kernel_size(kernel_size)
         self.value_dim = value_dim
         self.num_kernels = num_kernels
         self.kernel_size = kernel_size

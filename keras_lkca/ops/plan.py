@@ -181,7 +181,11 @@ def explain_plan(
     True
     """
     # The layers import the operator.
-    from keras_lkca.layers.checks import check_divides, check_pair, check_positive_int
+    from keras_lkca.layers.checks import (
+        check_divides,
+        check_kernel_size,
+        check_positive_int,
+    )
 
     if len(input_shape) != 4 or input_shape[-1] is None:
         raise ValueError(
@@ -191,11 +195,7 @@ def explain_plan(
     batch, height, width, channels = input_shape
     check_divides("groups", check_positive_int("groups", groups), "channels", channels)
     if kernel_size is not None:
-        kernel_size = check_pair("kernel_size", kernel_size)
-        if any(size % 2 == 0 for size in kernel_size):
-            raise ValueError(
-                f"`kernel_size` must be odd. Received: kernel_size={kernel_size}"
-            )
+        kernel_size = check_kernel_size(kernel_size)
     backend = backend or keras.config.backend()
     device = device or device_kind()
     for name, value, known in (

@@ -149,8 +149,9 @@ def kept_rows(folder):
 def new_folder(output, name):
     """Make the output folder now: a run must not end with nowhere to write to."""
     if output is None:
-        name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-"
-        output = pathlib.Path("runs") / f"{name}{os.getpid()}"  # two at once
+        when = time.strftime("%Y%m%d-%H%M%S")
+        # Two runs may start in the same second.
+        output = pathlib.Path("runs") / f"{name}-{when}-{os.getpid()}"
     output = pathlib.Path(output).expanduser()
     if (output / "config.json").exists() or list(output.glob("*.keras")):
         raise ValueError(
