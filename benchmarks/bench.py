@@ -22,7 +22,7 @@ import operators
 from harness import conditions, in_memory_process, write
 
 from keras_lkca import deploy
-from keras_lkca.ops.backend import device_kind
+from keras_lkca.backend import device_kind
 
 GRIDS = tuple(operators.SHAPES)
 

@@ -12,8 +12,8 @@ import sys
 import keras
 import numpy as np
 
+from keras_lkca.backend import device_kind, version
 from keras_lkca.files import atomic
-from keras_lkca.ops.backend import device_kind, version
 from keras_lkca.ops.calibration import processor
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -7,8 +7,8 @@ import numpy as np
 from harness import peak_memory
 
 from keras_lkca import LKCAViT, ViT, data
+from keras_lkca.backend import repeatable
 from keras_lkca.models import attention_block, lkca_block
-from keras_lkca.ops.backend import repeatable
 from keras_lkca.ops.calibration import alternate
 from keras_lkca.training import Recipe
 

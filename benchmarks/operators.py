@@ -8,8 +8,8 @@ import numpy as np
 from harness import peak_memory
 from keras import ops
 
+from keras_lkca.backend import device_kind, repeatable
 from keras_lkca.ops import large_kernel_conv
-from keras_lkca.ops.backend import device_kind, repeatable
 from keras_lkca.ops.calibration import alternate
 from keras_lkca.ops.plan import METHODS, choose_method
 

@@ -8,7 +8,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from keras_lkca import __version__, deploy, interpret, layers, ops, predict
+from keras_lkca import __version__, deploy, interpret, ops, predict
+from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import images_below
 
 
@@ -115,7 +116,7 @@ def _images_in(folder, model, count=None):
 
 
 def _report(parsed):
-    layers.checks.check_positive_int("--average-over", parsed.average_over)
+    check_positive_int("--average-over", parsed.average_over)
     model = deploy.read_model(parsed.model)
     other = parsed.beside and deploy.read_model(parsed.beside)
     images = _images_in(parsed.images, model, parsed.average_over)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_lkca import data
-from keras_lkca.data.augment import rand_augment_operations
-from keras_lkca.ops.backend import compiled
+from keras_lkca.backend import compiled
+from keras_lkca.data.augmentation import rand_augment_operations
 
 # JAX would compile every operation by itself.
 WAYS = (

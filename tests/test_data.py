@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from keras_lkca import data
-from keras_lkca.data.pipeline import batch_rows
+from keras_lkca.data.batches import batch_rows
 
 tf = pytest.importorskip("tensorflow")
 

@@ -104,6 +104,48 @@ def test_backend_specific_code_has_one_place():
         assert not pattern.search(path.read_text()), path
 
 
+# What each room may use; the ground floor is open to all and uses itself alone.
+GROUND = {"backend", "checks", "extras", "files", "internals"}
+MAY_USE = {
+    "ops": set(),
+    "layers": {"ops"},
+    "models": {"ops", "layers"},
+    "data": set(),
+    "training": {"data", "models"},
+    "deploy": {"ops", "layers", "models", "data"},
+    "interpret": {"ops", "layers", "models"},
+}
+
+
+def used_by(path):
+    """Return the rooms and the files of the ground floor that a file imports."""
+    text = path.read_text()
+    named = re.findall(r"^\s*(?:from|import) keras_lkca\.(\w+)", text, re.M)
+    for names in re.findall(r"^\s*from keras_lkca import \(?([\w, \n]+)", text, re.M):
+        named += re.findall(r"\w+", names)
+    return {name for name in named if name in GROUND | set(MAY_USE)}
+
+
+def test_dependencies_point_one_way():
+    package = ROOT / "keras_lkca"
+    for room, others in MAY_USE.items():
+        for path in (package / room).glob("*.py"):
+            assert used_by(path) <= GROUND | others | {room}, path
+    for name in GROUND:
+        assert used_by(package / f"{name}.py") <= GROUND
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.count(".") == 1])
+def test_no_module_has_the_name_of_what_it_exports(name):
+    """Else the name would mean the one or the other, as the imports went."""
+    package = importlib.import_module(name)
+    files = {
+        module.name
+        for module in pkgutil.iter_modules(package.__dict__.get("__path__", []))
+    }
+    assert not files & set(getattr(package, "__all__", ()))
+
+
 def readme():
     return (ROOT / "README.md").read_text()
 

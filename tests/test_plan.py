@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 
 import keras_lkca
+from keras_lkca.backend import device_kind
 from keras_lkca.ops import calibrate, explain_plan, large_kernel_conv
-from keras_lkca.ops.backend import device_kind
 from keras_lkca.ops.calibration import alternate, fit
 from keras_lkca.ops.plan import (
     MAX_BYTES,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from keras_lkca import LKCAViT, ViT, data, training
 from keras_lkca.files import atomic
-from keras_lkca.training import Recipe, callbacks, report
+from keras_lkca.training import Recipe, callbacks, evaluation
 
 FILES = [
     *("best.keras", "config.json", "confusion.png", "curves.png"),
@@ -433,7 +433,7 @@ def test_evaluate_checks_the_labels():
     logits = np.zeros((6, 3), "float32")
     for labels in (np.zeros((6, 1), int), np.full(6, 3), np.full(6, -1)):
         with pytest.raises(ValueError, match="`labels` must"):
-            report.evaluate(model, logits, labels)
+            evaluation.evaluate(model, logits, labels)
 
 
 def test_evaluate_against_keras(rng):
@@ -441,7 +441,7 @@ def test_evaluate_against_keras(rng):
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
     logits = rng.normal(size=(50, 7)).astype("float32")
     labels = rng.integers(0, 7, 50)
-    scores, confusion = report.evaluate(model, logits, labels)
+    scores, confusion = evaluation.evaluate(model, logits, labels)
     one_hot = np.eye(7, dtype="float32")[labels]
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)(one_hot, logits)
     assert scores["test_loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -458,7 +458,7 @@ def test_evaluate_against_keras(rng):
 def test_confusion_figures(classes, tmp_path):
     confusion = np.arange(classes**2).reshape(classes, classes)
     names = [f"${i}_$" for i in range(classes)]  # no mathematics
-    report.confusion_figure(confusion, names, "$_$").savefig(tmp_path / "a.png")
+    evaluation.confusion_figure(confusion, names, "$_$").savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 

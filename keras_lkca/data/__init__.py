@@ -1,9 +1,9 @@
 """Datasets, their augmentation, and the batches that feed them to `model.fit`."""
 
-from keras_lkca.data.augment import Augmentation
+from keras_lkca.data.augmentation import Augmentation
+from keras_lkca.data.batches import PIPELINES, split, training_batches
 from keras_lkca.data.datasets import digits, load
 from keras_lkca.data.folders import from_directory
-from keras_lkca.data.pipeline import PIPELINES, split, training_batches
 from keras_lkca.data.table import DATASETS, Dataset, describe
 
 __all__ = [

@@ -6,9 +6,9 @@ import pathlib
 
 import numpy as np
 
+from keras_lkca.checks import check_pair
 from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require
-from keras_lkca.layers.checks import check_pair
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 # Refused above: the images are kept in memory, and a slip of a digit fills it.

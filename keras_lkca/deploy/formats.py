@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_lkca.deploy.predict import gives_probabilities
+from keras_lkca.deploy.prediction import gives_probabilities
 from keras_lkca.extras import require
 
 

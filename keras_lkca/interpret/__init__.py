@@ -7,12 +7,18 @@ from keras_lkca.interpret.fields import (
     feature_map_model,
     saliency,
 )
-from keras_lkca.interpret.image_plots import (
+from keras_lkca.interpret.figures import (
     plot_attention_map,
+    plot_equivalence,
+    plot_frequency_response,
+    plot_kernels,
     plot_receptive_field,
     plot_saliency,
+    plot_statistics,
 )
-from keras_lkca.interpret.kernels import (
+from keras_lkca.interpret.macs import Macs, count_macs
+from keras_lkca.interpret.page import report
+from keras_lkca.interpret.statistics import (
     frequency_response,
     kernel_statistics,
     kernels,
@@ -20,14 +26,6 @@ from keras_lkca.interpret.kernels import (
     offsets,
     uniform_distance,
 )
-from keras_lkca.interpret.macs import Macs, count_macs
-from keras_lkca.interpret.plots import (
-    plot_equivalence,
-    plot_frequency_response,
-    plot_kernels,
-    plot_statistics,
-)
-from keras_lkca.interpret.report import report
 
 __all__ = [
     "Macs",

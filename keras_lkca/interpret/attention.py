@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_lkca.interpret.kernels import mixing_layers
+from keras_lkca.interpret.statistics import mixing_layers
 from keras_lkca.layers import SelfAttention
 from keras_lkca.ops import attention_matrix
 

@@ -3,15 +3,15 @@
 import keras
 import numpy as np
 
+from keras_lkca.backend import gradient
+from keras_lkca.checks import check_positive_int
+from keras_lkca.internals import calls
 from keras_lkca.interpret.attention import (
     check_image,
     query_index,
     self_attention,
     vit_grid,
 )
-from keras_lkca.interpret.graph import calls
-from keras_lkca.layers.checks import check_positive_int
-from keras_lkca.ops.backend import gradient
 
 HEAD = ("pool", "norm", "classifier")
 

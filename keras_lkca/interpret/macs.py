@@ -5,17 +5,17 @@ from typing import NamedTuple
 
 import keras
 
-from keras_lkca.deploy.fold import FixedConv
-from keras_lkca.interpret.graph import calls
-from keras_lkca.interpret.kernels import token_pairs
+from keras_lkca.checks import check_image_shape
+from keras_lkca.internals import calls
+from keras_lkca.interpret.statistics import token_pairs
 from keras_lkca.layers import (
     LKCA,
     ClassToken,
+    FixedConv,
     PatchEmbedding,
     PositionEmbedding,
     SelfAttention,
 )
-from keras_lkca.layers.checks import check_image_shape
 from keras_lkca.ops.conv import LargeKernelConv
 
 # Operations and layers without weights that multiply tensors by each other.

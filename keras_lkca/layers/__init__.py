@@ -1,6 +1,7 @@
 """The layers that the models are made of."""
 
 from keras_lkca.layers.dense import TokenDense
+from keras_lkca.layers.fixed_conv import FixedConv
 from keras_lkca.layers.lkca import LKCA
 from keras_lkca.layers.patches import ClassToken, PatchEmbedding, PositionEmbedding
 from keras_lkca.layers.self_attention import SelfAttention
@@ -9,6 +10,7 @@ from keras_lkca.layers.stochastic_depth import StochasticDepth
 __all__ = [
     "LKCA",
     "ClassToken",
+    "FixedConv",
     "PatchEmbedding",
     "PositionEmbedding",
     "SelfAttention",

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lkca.ops.backend import affine
+from keras_lkca.backend import affine
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")

@@ -1,7 +1,7 @@
 import keras
 
 from keras_lkca import ops
-from keras_lkca.layers.checks import (
+from keras_lkca.checks import (
     check_channels_last,
     check_divides,
     check_feature_map,

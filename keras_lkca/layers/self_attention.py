@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lkca.layers.checks import check_divides, check_positive_int, check_rate
+from keras_lkca.checks import check_divides, check_positive_int, check_rate
 from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh
 
 

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lkca.layers.checks import check_rate
+from keras_lkca.checks import check_rate
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")

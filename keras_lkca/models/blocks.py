@@ -6,17 +6,17 @@ import numbers
 import keras
 import numpy as np
 
+from keras_lkca.checks import (
+    check_image_shape,
+    check_positive_int,
+    check_rate,
+)
 from keras_lkca.layers import (
     LKCA,
     PatchEmbedding,
     SelfAttention,
     StochasticDepth,
     TokenDense,
-)
-from keras_lkca.layers.checks import (
-    check_image_shape,
-    check_positive_int,
-    check_rate,
 )
 
 

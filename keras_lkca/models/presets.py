@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 
-from keras_lkca.layers.checks import check_image_shape
+from keras_lkca.checks import check_image_shape
 
 
 @dataclasses.dataclass(frozen=True)

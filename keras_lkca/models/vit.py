@@ -1,7 +1,7 @@
 import keras
 
+from keras_lkca.checks import check_positive_int
 from keras_lkca.layers import ClassToken, PositionEmbedding
-from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.models.blocks import (
     attention_block,
     check_class_names,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
+from keras_lkca.backend import device_kind, repeatable, version
 from keras_lkca.files import atomic
-from keras_lkca.ops.backend import device_kind, repeatable, version
 from keras_lkca.ops.conv import large_kernel_conv
 from keras_lkca.ops.plan import (
     METHODS,

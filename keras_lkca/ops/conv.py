@@ -3,13 +3,9 @@
 import keras
 from keras import ops
 
-from keras_lkca.ops import plan
-from keras_lkca.ops.backend import device_kind
-from keras_lkca.ops.depthwise import depthwise
-from keras_lkca.ops.hybrid import hybrid
+from keras_lkca.backend import device_kind
+from keras_lkca.ops import depthwise, hybrid, plan, spectral, toeplitz
 from keras_lkca.ops.kernels import check_operands
-from keras_lkca.ops.spectral import spectral
-from keras_lkca.ops.toeplitz import toeplitz
 
 METHODS = ("auto", *plan.METHODS)
 
@@ -143,14 +139,14 @@ def _apply(inputs, kernel, method, training):
     if method in ("hybrid", "spectral") and dtype != "float64":
         # A rounded spectrum would spread its error over every token.
         inputs, kernel = ops.cast(inputs, "float32"), ops.cast(kernel, "float32")
-    apply = {
-        "depthwise": depthwise,
-        "toeplitz": toeplitz,
-        "hybrid": hybrid,
-        "spectral": spectral,
+    convolve = {
+        "depthwise": depthwise.convolve,
+        "toeplitz": toeplitz.convolve,
+        "hybrid": hybrid.convolve,
+        "spectral": spectral.convolve,
     }[method]
     # Keras's products of float64 come in float32.
-    return ops.cast(apply(inputs, kernel), dtype)
+    return ops.cast(convolve(inputs, kernel), dtype)
 
 
 def _as_tensor(x):

@@ -5,7 +5,7 @@ from keras import ops
 from keras_lkca.ops.kernels import crop_kernel
 
 
-def depthwise(inputs, kernel):
+def convolve(inputs, kernel):
     """Apply the operator as `keras.ops.depthwise_conv`; any dynamic shape."""
     height, width, channels = inputs.shape[1:]
     kernel_height, kernel_width, groups = kernel.shape

@@ -7,7 +7,7 @@ from keras import ops
 from keras_lkca.ops.kernels import crop_kernel, fit_kernel, windows
 
 
-def hybrid(inputs, kernel):
+def convolve(inputs, kernel):
     """Apply the operator by a transform down the columns; the grid must be static.
 
     A Fourier transform along the height turns the convolution into one along the

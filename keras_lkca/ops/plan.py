@@ -10,7 +10,7 @@ import warnings
 
 import keras
 
-from keras_lkca.ops.backend import device_kind
+from keras_lkca.backend import device_kind
 from keras_lkca.ops.spectral import fft_length
 
 METHODS = ("depthwise", "toeplitz", "hybrid", "spectral")
@@ -181,7 +181,7 @@ def explain_plan(
     True
     """
     # The layers import the operator.
-    from keras_lkca.layers.checks import (
+    from keras_lkca.checks import (
         check_divides,
         check_kernel_size,
         check_positive_int,

@@ -2,11 +2,11 @@
 
 from keras import ops
 
-from keras_lkca.ops.backend import inverse_spectrum, spectrum
+from keras_lkca.backend import inverse_spectrum, spectrum
 from keras_lkca.ops.kernels import crop_kernel
 
 
-def spectral(inputs, kernel):
+def convolve(inputs, kernel):
     """Apply the operator by fast Fourier transforms; the grid must be static.
 
     Memory is linear in the tokens, whatever the size of the kernel. The transforms

@@ -2,11 +2,11 @@
 
 from keras import ops
 
-from keras_lkca.ops.backend import batches_products
+from keras_lkca.backend import batches_products
 from keras_lkca.ops.kernels import check_kernel, fit_kernel, windows
 
 
-def toeplitz(inputs, kernel):
+def convolve(inputs, kernel):
     """Apply the operator as a matrix product; height and width must be static."""
     return apply_matrix(inputs, attention_matrix(kernel, *inputs.shape[1:3]))
 

@@ -6,7 +6,7 @@ import pathlib
 
 from keras_lkca.data import PIPELINES
 from keras_lkca.training.recipe import Recipe
-from keras_lkca.training.train import MODELS, SELECT, prepare, run
+from keras_lkca.training.run import MODELS, SELECT, prepare, run
 
 
 def main(dataset: str | None, description: str, argv=None) -> dict:

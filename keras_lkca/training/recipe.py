@@ -5,8 +5,8 @@ import json
 
 import keras
 
-from keras_lkca.data.augment import Augmentation, check_mixing
-from keras_lkca.layers.checks import check_number, check_positive_int, check_rate
+from keras_lkca.checks import check_number, check_positive_int, check_rate
+from keras_lkca.data.augmentation import Augmentation, check_mixing
 
 _RATES = (
     *("warmup", "label_smoothing", "drop_path_rate"),

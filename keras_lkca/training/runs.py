@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from keras_lkca import data
+from keras_lkca.backend import version
 from keras_lkca.files import atomic
-from keras_lkca.ops.backend import version
 from keras_lkca.training import callbacks
 from keras_lkca.training.recipe import Recipe
 

@@ -10,12 +10,12 @@ import sys
 import keras
 
 from keras_lkca import data
+from keras_lkca.backend import device_kind
+from keras_lkca.checks import check_positive_int, check_rate
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
-from keras_lkca.layers.checks import check_positive_int, check_rate
 from keras_lkca.models import LKCAViT, ViT
-from keras_lkca.ops.backend import device_kind
-from keras_lkca.training import callbacks, report
+from keras_lkca.training import callbacks, evaluation
 from keras_lkca.training.recipe import Recipe
 from keras_lkca.training.runs import (
     conditions,
@@ -294,7 +294,7 @@ def _finish(setup, rows):
     for name, epoch in (("last", len(rows)), ("best", best)):
         if epoch not in scores:
             trained = keras.models.load_model(folder / f"{name}.keras", compile=False)
-            scores[epoch] = report.evaluate(
+            scores[epoch] = evaluation.evaluate(
                 trained, *setup["test"], config["arguments"]["recipe"]["batch_size"]
             )
         results[name] = {"epoch": epoch, **scores[epoch][0]}
@@ -312,7 +312,7 @@ def _finish(setup, rows):
         if on_test
         else "validation images",
         **results,
-        "best_per_class_accuracy": report.per_class(confusion, names),
+        "best_per_class_accuracy": evaluation.per_class(confusion, names),
         "fit_seconds": round(seconds, 1),
         "images_per_second": round(
             len(rows)
@@ -325,9 +325,9 @@ def _finish(setup, rows):
     title = f"{config['preset']} on {pathlib.Path(arguments['dataset']).name}"
     with atomic(folder / "curves.png") as path:
         held_out = "test" if on_test else "validation"
-        report.curves(rows, title, best, held_out).savefig(path, dpi=120)
+        evaluation.curves(rows, title, best, held_out).savefig(path, dpi=120)
     with atomic(folder / "confusion.png") as path:
-        report.confusion_figure(confusion, names, title).savefig(path, dpi=120)
+        evaluation.confusion_figure(confusion, names, title).savefig(path, dpi=120)
     write_json(folder / "metrics.json", metrics)
     print(
         f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last epoch, "

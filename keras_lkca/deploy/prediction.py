@@ -6,8 +6,8 @@ import zipfile
 import keras
 import numpy as np
 
+from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import decode
-from keras_lkca.layers.checks import check_positive_int
 
 
 def predict(model, images, top: int = 5, batch_size: int = 128) -> list:

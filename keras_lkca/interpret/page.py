@@ -9,9 +9,10 @@ import keras
 import numpy as np
 
 from keras_lkca import models
+from keras_lkca.checks import check_positive_int
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
-from keras_lkca.interpret import image_plots, plots
+from keras_lkca.interpret import figures
 from keras_lkca.interpret.attention import (
     MAX_TOKENS,
     self_attention,
@@ -23,9 +24,8 @@ from keras_lkca.interpret.fields import (
     check_images,
     feature_map_model,
 )
-from keras_lkca.interpret.kernels import kernel_statistics, mixing_layers
 from keras_lkca.interpret.macs import count_macs
-from keras_lkca.layers.checks import check_positive_int
+from keras_lkca.interpret.statistics import kernel_statistics, mixing_layers
 
 # matplotlib draws lines and letters in this colour, which the page replaces by its own.
 INK = "#123456"
@@ -155,7 +155,7 @@ def _sections(model, images, other, max_images):
             "takes away (blue). The cross is the token itself. All panels share one "
             "scale. Reach is the mean distance of the weight's mass on the grid, in "
             "tokens; equal weights have that of two tokens drawn by chance.",
-            lambda: plots.plot_kernels(model),
+            lambda: figures.plot_kernels(model),
         ),
         (
             "One map, two views",
@@ -163,7 +163,7 @@ def _sections(model, images, other, max_images):
             "The first layer's kernel; its window laid over the grid around one "
             "token; and the attention matrix that does the same to all tokens at "
             "once, of which that window is one row.",
-            lambda: plots.plot_equivalence(model),
+            lambda: figures.plot_equivalence(model),
         ),
         (
             "From the first block to the last",
@@ -173,7 +173,7 @@ def _sections(model, images, other, max_images):
             "how far they are from symmetric (odd parts: 0 is symmetric, 0.5 is "
             "chance), and how much of what they pass is low frequencies (dotted: the "
             "quarter that a single weight has).",
-            lambda: plots.plot_statistics(model, other, first),
+            lambda: figures.plot_statistics(model, other, first),
         ),
         (
             "Frequencies",
@@ -182,7 +182,7 @@ def _sections(model, images, other, max_images):
             "middle: bright where waves pass, each panel on its own scale. Of the "
             "kernel alone: with what sign the block adds them is up to its "
             "projections.",
-            lambda: plots.plot_frequency_response(model),
+            lambda: figures.plot_frequency_response(model),
         ),
         (
             "Where a token looks",
@@ -191,7 +191,7 @@ def _sections(model, images, other, max_images):
             "depth (heuristic: without signs, projections and MLPs), each panel on "
             "its own scale. In LKCA it is the same for every image"
             + ("; in the ViT it is that of this image." if other is not None else "."),
-            lambda: image_plots.plot_attention_map(model, query, first, other),
+            lambda: figures.plot_attention_map(model, query, first, other),
         ),
         (
             "Which pixels count",
@@ -199,7 +199,7 @@ def _sections(model, images, other, max_images):
             "The energy of the gradients of the centre token of the last feature map, "
             f"over {len(images)} images, on a logarithmic scale, and the part of the "
             "image that holds 50, 90 and 99 % of it.",
-            lambda: image_plots.plot_receptive_field(fields, images),
+            lambda: figures.plot_receptive_field(fields, images),
         ),
     ]
     if grid[0] * grid[1] > MAX_TOKENS:
@@ -213,7 +213,7 @@ def _sections(model, images, other, max_images):
                 "number or name stands above, against the mean of all, each image on "
                 "its own scale. The sum over the tokens is exact; but the tokens have "
                 "taken in each other before, and share the last normalisation.",
-                lambda: image_plots.plot_saliency(model, images[:max_images]),
+                lambda: figures.plot_saliency(model, images[:max_images]),
             )
         )
     return sections

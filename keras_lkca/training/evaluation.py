@@ -60,7 +60,7 @@ def per_class(confusion, names):
     Example:
 
     >>> import numpy as np
-    >>> from keras_lkca.training.report import per_class
+    >>> from keras_lkca.training.evaluation import per_class
     >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
     {'cat': 0.75, 'dog': None}
     """

@@ -11,7 +11,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_lkca.layers.checks import check_number, check_rate
+from keras_lkca.checks import check_number, check_rate
 
 
 class Augmentation:
@@ -257,7 +257,7 @@ def rand_augment_operations(magnitude):
 
     Example:
 
-    >>> from keras_lkca.data.augment import rand_augment_operations
+    >>> from keras_lkca.data.augmentation import rand_augment_operations
     >>> len(rand_augment_operations(0.5))
     14
     """

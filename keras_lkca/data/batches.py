@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 
-from keras_lkca.data.augment import Augmentation
+from keras_lkca.backend import compiled
+from keras_lkca.checks import check_number, check_positive_int, check_rate
+from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.datasets import check_labels
 from keras_lkca.extras import require_tensorflow
-from keras_lkca.layers.checks import check_number, check_positive_int, check_rate
-from keras_lkca.ops.backend import compiled
 
 PIPELINES = ("tf.data", "arrays")
 
@@ -92,7 +92,7 @@ def batch_rows(count, batch_size, seed, first_step=0):
 
     Example:
 
-    >>> from keras_lkca.data.pipeline import batch_rows
+    >>> from keras_lkca.data.batches import batch_rows
     >>> batches = batch_rows(6, 4, seed=0)
     >>> rows = [int(row) for _ in range(3) for row in next(batches)[0]]
     >>> sorted(rows[:6]), sorted(rows[6:])

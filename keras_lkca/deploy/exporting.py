@@ -12,11 +12,11 @@ import tempfile
 import keras
 import numpy as np
 
+from keras_lkca.checks import check_positive_int
 from keras_lkca.deploy import formats
-from keras_lkca.deploy.fold import fold
-from keras_lkca.deploy.predict import check_classifier, read_model
+from keras_lkca.deploy.folding import fold
+from keras_lkca.deploy.prediction import check_classifier, read_model
 from keras_lkca.extras import require
-from keras_lkca.layers.checks import check_positive_int
 from keras_lkca.models import LKCAViT
 from keras_lkca.models.image_model import ImageModel
 
@@ -226,8 +226,8 @@ def in_float32(model):
 _ELSEWHERE = """
 import importlib, json, pathlib, sys
 import numpy as np
-from keras_lkca.deploy.export import write
-from keras_lkca.deploy.predict import read_model
+from keras_lkca.deploy.exporting import write
+from keras_lkca.deploy.prediction import read_model
 
 folder, path = map(pathlib.Path, sys.argv[1:])
 for module in json.loads((folder / "modules.json").read_text()):

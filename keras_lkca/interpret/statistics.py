@@ -3,9 +3,8 @@
 import keras
 import numpy as np
 
-from keras_lkca.deploy.fold import FixedConv
-from keras_lkca.layers import LKCA
-from keras_lkca.layers.checks import check_positive_int
+from keras_lkca.checks import check_positive_int
+from keras_lkca.layers import LKCA, FixedConv
 
 
 def mixing_layers(model) -> dict:
