@@ -145,7 +145,7 @@ def test_only_lkca_is_folded():
 
 def test_fixed_conv_needs_a_static_grid():
     with pytest.raises(ValueError, match="FixedConv needs a static height"):
-        deploy.FixedConv((3, 3))(keras.Input((None, 4, 8)))
+        layers.FixedConv((3, 3))(keras.Input((None, 4, 8)))
 
 
 # Names and probabilities

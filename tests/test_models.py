@@ -6,7 +6,14 @@ import pytest
 from conftest import BACKENDS
 
 from keras_lkca import LKCAViT, ViT, list_presets
-from keras_lkca.models import PRESETS, attention_block, lkca_block, lkca_trunk
+from keras_lkca.models import (
+    PRESETS,
+    ImageModel,
+    Preset,
+    attention_block,
+    lkca_block,
+    lkca_trunk,
+)
 from keras_lkca.models.presets import default_patch_size
 
 CLASSES = {"LKCAViT": LKCAViT, "ViT": ViT}
@@ -369,3 +376,53 @@ def test_a_saved_model_loads_under_the_other_backends(run_python, rng, tmp_path)
         for name, expected in here.items():
             there = np.load(tmp_path / f"{name}-{backend}.npy")
             np.testing.assert_allclose(there, expected, rtol=0, atol=1e-5)
+
+
+def a_model_of_ones_own(names=("cat", "dog")):
+    inputs = keras.Input((8, 8, 3), name="images")
+    x = lkca_block(keras.layers.Conv2D(8, 3, padding="same")(inputs), name="b")
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = keras.layers.Dense(2, name="classifier")(x)
+    return ImageModel(inputs, outputs, class_names=names, name="mine")
+
+
+def test_a_graph_of_ones_own_carries_names(rng, tmp_path):
+    model = with_random_weights(a_model_of_ones_own(), rng)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x = images(rng, 4, 8, 8, 3)
+    model.fit(x, np.arange(4) % 2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is ImageModel and loaded.class_names == ("cat", "dog")
+    assert loaded.name == "mine" and loaded.input_shape == (None, 8, 8, 3)
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    loaded.fit(x, np.arange(4) % 2, verbose=0)
+    assert a_model_of_ones_own(None).class_names is None
+
+
+@pytest.mark.parametrize("names", [("cat",), "ab", (1, 2)])
+def test_bad_names_of_a_graph_of_ones_own(names):
+    with pytest.raises(ValueError, match="`class_names` must be a string for each"):
+        a_model_of_ones_own(names)
+
+
+def test_a_preset_of_any_class():
+    model = ImageModel.from_preset("vit_05m", num_classes=3)
+    assert type(model) is ViT and model.output_shape == (None, 3)
+
+    class Mine(LKCAViT):
+        pass
+
+    assert type(Mine.from_preset("lkca_vit_05m")) is Mine
+    with pytest.raises(ValueError, match="preset of ViT: use ViT.from_preset"):
+        Mine.from_preset("vit_tiny")
+
+
+def test_a_row_holds_any_argument(monkeypatch):
+    row = Preset("LKCAViT", {**SMALL, "num_kernels": 4, "patch_size": 2}, {}, 4)
+    monkeypatch.setitem(PRESETS, "new", row)
+    model = LKCAViT.from_preset("new", num_classes=3)
+    assert model.get_layer("block_0_lkca").kernel.shape == (31, 31, 4)
+    assert LKCAViT.from_preset("new", patch_size=8).get_config()["patch_size"] == 8

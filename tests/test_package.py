@@ -172,7 +172,10 @@ def test_readme_preset_table(preset):
     counts = [f"{n:,}" for n in row.parameters.values()]
     assert cells[1:6] == [
         row.paper_name or "",
-        *map(str, (row.embed_dim, row.depth, row.num_heads, row.mlp_ratio)),
+        str(row.arguments["embed_dim"]),
+        str(row.arguments["depth"]),
+        str(row.num_heads),
+        str(row.arguments["mlp_ratio"]),
     ]
     assert [cell for cell in cells[6:] if cell] == counts
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_lkca.layers import FixedConv, PositionEmbedding, TokenDense
 from keras_lkca.models import LKCAViT
-from keras_lkca.models.blocks import check_class_names, patch_tokens, plain
+from keras_lkca.models.blocks import patch_tokens
 from keras_lkca.models.image_model import ImageModel
 
 
@@ -154,7 +154,6 @@ class FoldedLKCAViT(ImageModel):
         **kwargs,
     ):
         policy = keras.dtype_policies.get(dtype)
-        class_names = check_class_names(class_names, num_classes, include_top)
 
         def normalize(x, name):
             return keras.layers.LayerNormalization(
@@ -204,28 +203,26 @@ class FoldedLKCAViT(ImageModel):
             x = keras.layers.LayerNormalization(
                 epsilon=1e-5, dtype=policy, name="norm"
             )(x)
-        super().__init__(inputs=images, outputs=x, **kwargs)
+        arguments = {
+            "input_shape": input_shape,
+            "num_classes": num_classes,
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "mlp_ratio": mlp_ratio,
+            "num_kernels": num_kernels,
+            "kernel_size": kernel_size,
+            "method": method,
+            "include_top": include_top,
+            "pooling": pooling,
+            "classifier_activation": classifier_activation,
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "class_names": class_names,
+            "dtype": keras.dtype_policies.serialize(policy),
+        }
+        super().__init__(images, x, class_names, arguments=arguments, **kwargs)
         self.dtype_policy = policy
-        self._arguments = plain(
-            {
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                "patch_size": patch_size,
-                "embed_dim": embed_dim,
-                "depth": depth,
-                "mlp_ratio": mlp_ratio,
-                "num_kernels": num_kernels,
-                "kernel_size": kernel_size,
-                "method": method,
-                "include_top": include_top,
-                "pooling": pooling,
-                "classifier_activation": classifier_activation,
-                "image_mean": image_mean,
-                "image_std": image_std,
-                "class_names": class_names,
-                "dtype": keras.dtype_policies.serialize(policy),
-            }
-        )
 
     def prepare(self):
         """Compute anew what follows from the kernels."""

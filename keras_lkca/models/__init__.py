@@ -1,12 +1,14 @@
 """The models, their sizes and their parts."""
 
 from keras_lkca.models.blocks import attention_block, lkca_block, lkca_trunk
+from keras_lkca.models.image_model import ImageModel
 from keras_lkca.models.lkca_vit import LKCAViT
 from keras_lkca.models.presets import PRESETS, Preset, list_presets
 from keras_lkca.models.vit import ViT
 
 __all__ = [
     "PRESETS",
+    "ImageModel",
     "LKCAViT",
     "Preset",
     "ViT",

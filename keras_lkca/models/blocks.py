@@ -213,21 +213,6 @@ def _join(prefix, part):
     return None if prefix is None else f"{prefix}_{part}"
 
 
-def check_class_names(class_names, num_classes, include_top):
-    """Return the names as a tuple, or raise a `ValueError`."""
-    if class_names is None:
-        return None
-    names = class_names if isinstance(class_names, str) else list(class_names)
-    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not fits or len(names) != num_classes or not include_top:
-        raise ValueError(
-            "`class_names` must be a string for each of the classifier's "
-            f"{num_classes} classes. Received: class_names={class_names!r}, "
-            f"include_top={include_top!r}"
-        )
-    return tuple(names)
-
-
 def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtype):
     """Start a model: images in [0, 255], normalised, embedded as a token grid.
 
@@ -307,14 +292,3 @@ def head(
         dtype=dtype.variable_dtype,
         name="classifier",
     )(x)
-
-
-def plain(arguments):
-    """Return arguments as a config keeps them: Python's own numbers and tuples."""
-
-    def convert(value):
-        if isinstance(value, (np.ndarray, np.generic)):
-            value = value.tolist()
-        return tuple(map(convert, value)) if isinstance(value, (tuple, list)) else value
-
-    return {name: convert(value) for name, value in arguments.items()}

@@ -1,46 +1,84 @@
-"""What the models of images share: how they are saved."""
+"""What the models of images share: classes' names, presets, how they are saved."""
 
 import difflib
-import inspect
 
 import keras
+import numpy as np
 
 from keras_lkca.layers.dense import HoldsDense
+from keras_lkca.models.presets import check_preset, default_patch_size
 
 
-def check_keywords(model, keywords):
-    """Raise a `ValueError` for arguments that neither the model nor Keras has.
-
-    Keras passes over those in silence.
-    """
-    for name in set(keywords) - {"name", "trainable"}:
-        named = {
-            parameter.name
-            for cls in type(model).__mro__
-            if issubclass(cls, ImageModel) and "__init__" in vars(cls)
-            for parameter in inspect.signature(cls.__init__).parameters.values()
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        }
-        known = sorted(named - {"self"})
-        near = difflib.get_close_matches(name, known, n=1) or known
-        raise ValueError(
-            f"{type(model).__name__} has no argument {name!r}; the nearest is {near}. "
-            f"Received: {name}={keywords[name]!r}"
-        )
-
-
+@keras.saving.register_keras_serializable(package="keras_lkca")
 class ImageModel(keras.Model):
-    """A model that is saved as its constructor's arguments.
+    """A functional model of images that carries the names of its classes.
 
-    What `keras.Model.quantize` did to its layers is saved with them. A subclass sets
-    `_arguments`, plain numbers and strings.
+    Use it in place of `keras.Model` for a graph of your own: the names travel with
+    the `.keras` file, and `keras_lkca.predict` and the exported files answer with them.
+    It is the base class of the families, which are saved as their constructor's
+    arguments. What `keras.Model.quantize` did to the layers is saved as well.
+
+    Args:
+        inputs: Keras tensor of images, `keras.Input((height, width, channels))`.
+        outputs: Keras tensor, of a classifier `(batch, classes)`.
+        class_names: Sequence of strings, one per class; `None` where they are not
+            known.
+        name: Name of the model, or `None`.
+        trainable: Whether its weights are to be trained.
+        arguments: Dictionary of a subclass's constructor arguments, from which
+            `from_config` builds it; `None` saves the graph.
+        unknown: Dictionary of arguments that a subclass was given and has not.
+
+    Input shape:
+        That of `inputs`.
+
+    Output shape:
+        That of `outputs`.
+
+    Raises:
+        ValueError: If `class_names` are not a string per class, or there are
+            `unknown` arguments, naming the nearest.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_lkca.models import ImageModel, lkca_block
+    >>> images = keras.Input((8, 8, 3))
+    >>> x = lkca_block(keras.layers.Conv2D(16, 3, padding="same")(images))
+    >>> x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    >>> ImageModel(images, x, class_names=["cat", "dog"]).class_names
+    ('cat', 'dog')
+
+    References:
+        - Keras, [the functional API](https://keras.io/guides/functional_api/).
     """
+
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        class_names=None,
+        name: str | None = None,
+        trainable: bool = True,
+        arguments: dict | None = None,
+        unknown: dict | None = None,
+    ):
+        for argument, value in (unknown or {}).items():
+            known = sorted({*(arguments or {}), "name", "trainable"})
+            near = difflib.get_close_matches(argument, known, n=1) or known
+            raise ValueError(
+                f"{type(self).__name__} has no argument {argument!r}; the nearest is "
+                f"{near}. Received: {argument}={value!r}"
+            )
+        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        self._class_names = _checked_names(class_names, self.output_shape)
+        self._arguments = None if arguments is None else _plain(arguments)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """The classes' names in the order of the outputs, where they are known."""
-        names = self._arguments["class_names"]
-        return names and tuple(names)
+        # Keras wraps what a model holds.
+        return self._class_names and tuple(self._class_names)
 
     @property
     def quantized_layers(self) -> dict:
@@ -51,8 +89,56 @@ class ImageModel(keras.Model):
             if layer.quantization_mode is not None
         }
 
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str,
+        input_shape: tuple[int, int, int] = (32, 32, 3),
+        num_classes: int = 10,
+        **overrides,
+    ):
+        """Build a model of a preset's size, with new weights.
+
+        Args:
+            preset: A name of `keras_lkca.list_presets()`, of this class;
+                `ImageModel.from_preset` takes those of every class.
+            input_shape: The images' (height, width, channels). The patch size
+                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given.
+            num_classes: Positive integer, the number of classes.
+            **overrides: Any other argument of the constructor.
+
+        Returns:
+            A model of the preset's class.
+
+        Raises:
+            ValueError: If there is no such preset, naming the nearest, or it is
+                another class's.
+
+        Example:
+
+        >>> from keras_lkca import LKCAViT
+        >>> LKCAViT.from_preset("lkca_vit_tiny", num_classes=100).count_params()
+        1039941
+        """
+        row = check_preset(preset)
+        family = keras.saving.get_registered_object(f"keras_lkca>{row.model}")
+        if issubclass(cls, family):
+            family = cls  # a subclass of the user's own
+        elif not issubclass(family, cls):
+            raise ValueError(
+                f"{preset!r} is a preset of {row.model}: use {row.model}.from_preset. "
+                f"Received: preset={preset!r}"
+            )
+        arguments = {"patch_size": default_patch_size(input_shape), **row.arguments}
+        arguments.update(input_shape=input_shape, num_classes=num_classes)
+        return family(**{**arguments, **overrides})
+
     def get_config(self):
-        """Return the constructor's arguments, and what was quantized."""
+        """Return the constructor's arguments or the graph, and what was quantized."""
+        if self._arguments is None:
+            graph = keras.Model(self.input, self.output, name=self.name).get_config()
+            names = self.class_names
+            return {**graph, "trainable": self.trainable, "class_names": names}
         config = {"name": self.name, "trainable": self.trainable, **self._arguments}
         quantized = {
             path: keras.saving.serialize_keras_object(layer.quantization_config)
@@ -64,6 +150,11 @@ class ImageModel(keras.Model):
     def from_config(cls, config, custom_objects=None):
         """Build a model from what `get_config` returned."""
         config = dict(config)
+        if "layers" in config:
+            names = config.pop("class_names")
+            graph = keras.Model.from_config(dict(config), custom_objects)
+            options = {"name": graph.name, "trainable": config["trainable"]}
+            return cls(graph.input, graph.output, class_names=names, **options)
         quantized = config.pop("quantized", {})
         model = cls(**config)
         layers = dict(_dense_layers(model))
@@ -81,3 +172,27 @@ def _dense_layers(model):
         if isinstance(layer, HoldsDense):
             for name, dense in layer.dense_layers().items():
                 yield f"{layer.name}/{name}", dense
+
+
+def _checked_names(class_names, output_shape):
+    if class_names is None:
+        return None
+    names = class_names if isinstance(class_names, str) else list(class_names)
+    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not fits or tuple(output_shape) != (None, len(names)):
+        raise ValueError(
+            "`class_names` must be a string for each of the classifier's classes, "
+            f"whose outputs are {output_shape}. Received: class_names={class_names!r}"
+        )
+    return tuple(names)
+
+
+def _plain(arguments):
+    """Return arguments as a config keeps them: Python's own numbers and tuples."""
+
+    def convert(value):
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()
+        return tuple(map(convert, value)) if isinstance(value, (tuple, list)) else value
+
+    return {name: convert(value) for name, value in arguments.items()}

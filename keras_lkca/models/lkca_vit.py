@@ -2,14 +2,11 @@ import keras
 
 from keras_lkca.layers import PositionEmbedding
 from keras_lkca.models.blocks import (
-    check_class_names,
     head,
     lkca_trunk,
     patch_tokens,
-    plain,
 )
-from keras_lkca.models.image_model import ImageModel, check_keywords
-from keras_lkca.models.presets import preset_arguments
+from keras_lkca.models.image_model import ImageModel
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -53,7 +50,9 @@ class LKCAViT(ImageModel):
             model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.
-        **kwargs: Keras's own model arguments, `name` and `trainable`.
+        name: Name of the model, or `None`.
+        trainable: Whether its weights are to be trained.
+        **unknown: Nothing; refused with the nearest name.
 
     Input shape:
         `(batch, height, width, channels)`.
@@ -102,11 +101,11 @@ class LKCAViT(ImageModel):
         image_std=None,
         class_names=None,
         dtype=None,
-        **kwargs,
+        name: str | None = None,
+        trainable: bool = True,
+        **unknown,
     ):
-        check_keywords(self, kwargs)
         policy = keras.dtype_policies.get(dtype)
-        class_names = check_class_names(class_names, num_classes, include_top)
         images, x = patch_tokens(
             input_shape, patch_size, embed_dim, image_mean, image_std, policy
         )
@@ -125,8 +124,6 @@ class LKCAViT(ImageModel):
         x = head(
             x, None, pooling, include_top, num_classes, classifier_activation, policy
         )
-        super().__init__(inputs=images, outputs=x, **kwargs)
-        self.dtype_policy = policy
         arguments = {
             "input_shape": input_shape,
             "num_classes": num_classes,
@@ -150,37 +147,13 @@ class LKCAViT(ImageModel):
             "class_names": class_names,
             "dtype": keras.dtype_policies.serialize(policy),
         }
-        self._arguments = plain(arguments)
-
-    @classmethod
-    def from_preset(
-        cls,
-        preset: str,
-        input_shape: tuple[int, int, int] = (32, 32, 3),
-        num_classes: int = 10,
-        **overrides,
-    ) -> "LKCAViT":
-        """Build a model of a preset's size, with new weights.
-
-        Args:
-            preset: A name of `keras_lkca.list_presets("LKCAViT")`.
-            input_shape: The images' (height, width, channels). The patch size
-                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given.
-            num_classes: Positive integer, the number of classes.
-            **overrides: Any other argument of the constructor.
-
-        Returns:
-            An `LKCAViT`.
-
-        Raises:
-            ValueError: If there is no such preset, naming the nearest.
-
-        Example:
-
-        >>> from keras_lkca import LKCAViT
-        >>> LKCAViT.from_preset("lkca_vit_tiny", num_classes=100).count_params()
-        1039941
-        """
-        arguments = preset_arguments("LKCAViT", preset, input_shape)
-        arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
-        return cls(**arguments)
+        super().__init__(
+            images,
+            x,
+            class_names,
+            name,
+            trainable,
+            arguments=arguments,
+            unknown=unknown,
+        )
+        self.dtype_policy = policy

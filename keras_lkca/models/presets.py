@@ -12,40 +12,35 @@ class Preset:
     """A model size.
 
     Attributes:
-        model: Name of the class it builds, `"LKCAViT"` or `"ViT"`.
-        embed_dim: Channels of a token.
-        depth: Number of blocks.
-        num_heads: Heads of the softmax attention. An LKCA preset has one kernel a
-            layer, as in the paper; this is the number for a kernel a head
-            (`num_kernels=`).
-        mlp_ratio: Hidden channels of a block's MLP over `embed_dim`.
+        model: Name of the class it builds, such as `"LKCAViT"`.
+        arguments: Arguments of that class's constructor, any of them.
         parameters: Number of trainable parameters by (image size, patch size,
             classes), for square images of three channels.
+        num_heads: Heads of the comparison's softmax attention. An LKCA preset has one
+            kernel per layer, as in the paper; this is the number to give
+            `num_kernels` for a kernel per head.
         paper_name: What the paper calls it, if it does.
     """
 
     model: str
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_ratio: int
+    arguments: dict
     parameters: dict
+    num_heads: int
     paper_name: str | None = None
 
 
-_COUNTED = ((64, 8, 200), (32, 4, 10), (32, 4, 100))
-
-
 def _lkca(embed_dim, depth, num_heads, mlp_ratio, counts, paper_name=None):
-    parameters = dict(zip(_COUNTED, counts, strict=True))
-    return Preset(
-        "LKCAViT", embed_dim, depth, num_heads, mlp_ratio, parameters, paper_name
-    )
+    arguments = {"embed_dim": embed_dim, "depth": depth, "mlp_ratio": mlp_ratio}
+    cases = ((64, 8, 200), (32, 4, 10), (32, 4, 100))
+    parameters = dict(zip(cases, counts, strict=True))
+    return Preset("LKCAViT", arguments, parameters, num_heads, paper_name)
 
 
 def _vit(embed_dim, depth, num_heads, counts, paper_name=None):
-    parameters = dict(zip(_COUNTED[:2], counts, strict=True))
-    return Preset("ViT", embed_dim, depth, num_heads, 2, parameters, paper_name)
+    arguments = {"embed_dim": embed_dim, "depth": depth, "mlp_ratio": 2}
+    arguments["num_heads"] = num_heads
+    parameters = dict(zip(((64, 8, 200), (32, 4, 10)), counts, strict=True))
+    return Preset("ViT", arguments, parameters, num_heads, paper_name)
 
 
 PRESETS = {
@@ -94,43 +89,16 @@ def list_presets(model: str | None = None) -> list[str]:
     return [name for name, row in PRESETS.items() if model in (None, row.model)]
 
 
-def preset_arguments(model, preset, input_shape):
-    """Return the constructor's arguments that a preset fixes.
-
-    Args:
-        model: Name of the class that asks.
-        preset: Name of the preset.
-        input_shape: The images' (height, width, channels).
-
-    Returns:
-        Dictionary of embed_dim, depth, mlp_ratio, patch_size, and for a ViT
-        num_heads.
-
-    Raises:
-        ValueError: If there is no such preset, or it is another class's.
-    """
+def check_preset(preset):
+    """Return a preset's row, or raise a `ValueError` that names the nearest."""
     if preset not in PRESETS:
         near = difflib.get_close_matches(str(preset), PRESETS, n=3, cutoff=0.5)
         raise ValueError(
-            f"There is no such preset; the nearest are {near or list_presets(model)} "
+            f"There is no such preset; the nearest are {near or list_presets()} "
             "and keras_lkca.list_presets() names all. "
             f"Received: preset={preset!r}"
         )
-    row = PRESETS[preset]
-    if row.model != model:
-        raise ValueError(
-            f"{preset!r} is a preset of {row.model}: use {row.model}.from_preset, or "
-            f"one of {list_presets(model)}. Received: preset={preset!r}"
-        )
-    arguments = {
-        "embed_dim": row.embed_dim,
-        "depth": row.depth,
-        "mlp_ratio": row.mlp_ratio,
-        "patch_size": default_patch_size(input_shape),
-    }
-    if model == "ViT":
-        arguments["num_heads"] = row.num_heads
-    return arguments
+    return PRESETS[preset]
 
 
 def default_patch_size(input_shape):

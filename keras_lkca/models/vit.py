@@ -4,13 +4,10 @@ from keras_lkca.checks import check_positive_int
 from keras_lkca.layers import ClassToken, PositionEmbedding
 from keras_lkca.models.blocks import (
     attention_block,
-    check_class_names,
     head,
     patch_tokens,
-    plain,
 )
-from keras_lkca.models.image_model import ImageModel, check_keywords
-from keras_lkca.models.presets import preset_arguments
+from keras_lkca.models.image_model import ImageModel
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -50,7 +47,9 @@ class ViT(ImageModel):
             model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.
-        **kwargs: Keras's own model arguments, `name` and `trainable`.
+        name: Name of the model, or `None`.
+        trainable: Whether its weights are to be trained.
+        **unknown: Nothing; refused with the nearest name.
 
     Input shape:
         `(batch, height, width, channels)`.
@@ -95,11 +94,11 @@ class ViT(ImageModel):
         image_std=None,
         class_names=None,
         dtype=None,
-        **kwargs,
+        name: str | None = None,
+        trainable: bool = True,
+        **unknown,
     ):
-        check_keywords(self, kwargs)
         policy = keras.dtype_policies.get(dtype)
-        class_names = check_class_names(class_names, num_classes, include_top)
         images, x = patch_tokens(
             input_shape, patch_size, embed_dim, image_mean, image_std, policy
         )
@@ -129,8 +128,6 @@ class ViT(ImageModel):
             classifier_activation,
             policy,
         )
-        super().__init__(inputs=images, outputs=x, **kwargs)
-        self.dtype_policy = policy
         arguments = {
             "input_shape": input_shape,
             "num_classes": num_classes,
@@ -152,37 +149,13 @@ class ViT(ImageModel):
             "class_names": class_names,
             "dtype": keras.dtype_policies.serialize(policy),
         }
-        self._arguments = plain(arguments)
-
-    @classmethod
-    def from_preset(
-        cls,
-        preset: str,
-        input_shape: tuple[int, int, int] = (32, 32, 3),
-        num_classes: int = 10,
-        **overrides,
-    ) -> "ViT":
-        """Build a model of a preset's size, with new weights.
-
-        Args:
-            preset: A name of `keras_lkca.list_presets("ViT")`.
-            input_shape: The images' (height, width, channels). The patch size
-                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given.
-            num_classes: Positive integer, the number of classes.
-            **overrides: Any other argument of the constructor.
-
-        Returns:
-            A `ViT`.
-
-        Raises:
-            ValueError: If there is no such preset, naming the nearest.
-
-        Example:
-
-        >>> from keras_lkca import ViT
-        >>> ViT.from_preset("vit_tiny").count_params()
-        1060674
-        """
-        arguments = preset_arguments("ViT", preset, input_shape)
-        arguments.update(input_shape=input_shape, num_classes=num_classes, **overrides)
-        return cls(**arguments)
+        super().__init__(
+            images,
+            x,
+            class_names,
+            name,
+            trainable,
+            arguments=arguments,
+            unknown=unknown,
+        )
+        self.dtype_policy = policy
