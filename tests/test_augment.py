@@ -286,7 +286,8 @@ def test_the_policy_does_not_matter(batch):
         ({"erase_area": "0.4"}, "`erase_area` must be a number"),
         ({"mix_probability": 1.5}, "`mix_probability` must lie in"),
         ({"mixup_alpha": -1}, "`mixup_alpha` must be a number, 0 or above"),
-        ({"cutmix_alpha": -1}, "`cutmix_alpha` must lie in"),
+        ({"cutmix_alpha": -1}, "`cutmix_alpha` must be a number, 0 or above"),
+        ({"cutmix_alpha": 2}, "`cutmix_alpha` must be at most 1"),
         (
             {"mix_probability": 1.0, "mixup_alpha": 0, "cutmix_alpha": 0},
             "`mixup_alpha` or `cutmix_alpha` must be above 0",

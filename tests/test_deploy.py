@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import keras_lkca
-from keras_lkca import LKCAViT, ViT, deploy
+from keras_lkca import LKCAViT, ViT, deploy, layers
 from keras_lkca.deploy import read_model
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lkca import LKCAViT, ViT
+from keras_lkca import LKCAViT, ViT, data
 from keras_lkca.training import Recipe
 
 
@@ -20,8 +20,9 @@ def test_the_papers_recipe():
     assert (recipe.epochs, recipe.passes_per_epoch, recipe.batch_size) == (100, 3, 128)
     assert (recipe.learning_rate, recipe.weight_decay) == (1e-3, 0.05)
     assert (recipe.label_smoothing, recipe.drop_path_rate) == (0.1, 0.1)
-    assert (recipe.erase_probability, recipe.erase_area) == (0.25, 0.4)
-    assert (recipe.mix_probability, recipe.mixup_alpha, recipe.cutmix_alpha) == (
+    images = recipe.augment
+    assert (images.erase_probability, images.erase_area) == (0.25, 0.4)
+    assert (images.mix_probability, images.mixup_alpha, images.cutmix_alpha) == (
         *(0.5, 1.0, 1.0),
     )
 
@@ -119,6 +120,8 @@ def test_the_augmentation_is_the_recipes():
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),
         ({"ema_momentum": 2}, "`ema_momentum` must lie in"),
         ({"flip": 1}, "`flip` must be True or False"),
+        ({"augment": "auto"}, "has no field 'augment'"),
+        ({"decay_everything": 1}, "`decay_everything` must be True or False"),
         ({"cutmix_alpha": 2}, "`cutmix_alpha` must be at most 1"),
         (
             {"mix_probability": 0.5, "mixup_alpha": 0, "cutmix_alpha": 0},
@@ -136,6 +139,16 @@ def test_bad_fields(changes, message):
 def test_bad_json(text):
     with pytest.raises(ValueError, match="must be a JSON object"):
         Recipe.from_json(text)
+
+
+def test_the_augmentation_is_one_object_and_json_is_flat():
+    recipe = Recipe.quick(crop_padding=2, mix_probability=0.25)
+    assert recipe.augment.crop_padding == 2
+    assert "augment" not in recipe.to_dict() and recipe.to_dict()["crop_padding"] == 2
+    own = dataclasses.replace(recipe, augment=data.Augmentation(flip=False))
+    assert not own.to_dict()["flip"] and own.to_dict()["mix_probability"] == 0
+    with pytest.raises(ValueError, match="`augment` must be a keras_lkca.data.Augm"):
+        Recipe(augment="auto")
 
 
 def test_it_is_data():

@@ -6,6 +6,7 @@ instead of kept: the same batch and the same seed give the same result in any or
 in any thread and after a restart.
 """
 
+import dataclasses
 import warnings
 
 import keras
@@ -14,6 +15,7 @@ import numpy as np
 from keras_lkca.checks import check_number, check_rate
 
 
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Change a batch of images at random, and their labels where images are mixed.
 
@@ -24,11 +26,12 @@ class Augmentation:
     of batches, whatever the backend, or called on tensors of the active backend, also
     within `jax.jit` or `tf.function`.
 
-    Args:
+    Attributes:
         flip: Whether to mirror half of the images.
         crop_padding: Non-negative integer, pixels by which each image is shifted at
             most, each way, black moving in.
-        rand_augment: Non-negative integer, number of operations on each image.
+        rand_augment: Non-negative integer, number of RandAugment's operations on each
+            image.
         rand_augment_magnitude: Float in [0, 1], their strength.
         erase_probability: Float in [0, 1], share of the images to erase a part of.
         erase_area: Float in [0, 1], the largest part, of the image's area.
@@ -67,48 +70,70 @@ class Augmentation:
         CutMix 1905.04899.
     """
 
-    def __init__(
-        self,
-        flip: bool = True,
-        crop_padding: int = 4,
-        rand_augment: int = 0,
-        rand_augment_magnitude: float = 0.5,
-        erase_probability: float = 0.0,
-        erase_area: float = 0.4,
-        mix_probability: float = 0.0,
-        mixup_alpha: float = 1.0,
-        cutmix_alpha: float = 1.0,
-        mean=(0.0,),
-    ):
-        if not isinstance(flip, bool):
-            raise ValueError(f"`flip` must be True or False. Received: flip={flip!r}")
-        self.flip = flip
-        self.crop_padding = check_number("crop_padding", crop_padding, integral=True)
-        self.rand_augment = check_number("rand_augment", rand_augment, integral=True)
-        magnitude = check_rate("rand_augment_magnitude", rand_augment_magnitude)
-        self.operations = rand_augment_operations(magnitude) if rand_augment else []
-        self.erasing = self.mixup = self.cutmix = None
-        area = check_rate("erase_area", erase_area)
-        self.fill = 255 * np.asarray(mean, "float32")
-        if rate := check_rate("erase_probability", erase_probability):
-            self.erasing = keras.layers.RandomErasing(
-                factor=(rate, rate),
-                scale=(min(0.02, area), area),
+    flip: bool = True
+    crop_padding: int = 4
+    rand_augment: int = 0
+    rand_augment_magnitude: float = 0.5
+    erase_probability: float = 0.0
+    erase_area: float = 0.4
+    mix_probability: float = 0.0
+    mixup_alpha: float = 1.0
+    cutmix_alpha: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self):
+        """Check every field, and keep Python's own numbers, which JSON can hold."""
+        if not isinstance(self.flip, bool):
+            raise ValueError(
+                f"`flip` must be True or False. Received: flip={self.flip!r}"
+            )
+        checked = {"mean": tuple(float(value) for value in np.ravel(self.mean))}
+        for name in ("crop_padding", "rand_augment"):
+            checked[name] = check_number(name, getattr(self, name), integral=True)
+        for name in (
+            *("rand_augment_magnitude", "erase_probability", "erase_area"),
+            "mix_probability",
+        ):
+            checked[name] = check_rate(name, getattr(self, name))
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            checked[name] = check_number(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.cutmix_alpha > 1:
+            raise ValueError(
+                "`cutmix_alpha` must be at most 1, which Keras's layer allows. "
+                f"Received: cutmix_alpha={self.cutmix_alpha!r}"
+            )
+        if self.mix_probability and not self.mixup_alpha and not self.cutmix_alpha:
+            raise ValueError(
+                "`mixup_alpha` or `cutmix_alpha` must be above 0 where batches are to "
+                "be mixed; for none set mix_probability=0. Received: mixup_alpha=0, "
+                f"cutmix_alpha=0, mix_probability={self.mix_probability!r}"
+            )
+        self._make_layers()
+
+    def _make_layers(self):
+        """Make Keras's layers now: within a compiled function it would be too late."""
+        make = {"operations": [], "erasing": None, "mixup": None, "cutmix": None}
+        if self.rand_augment:
+            make["operations"] = rand_augment_operations(self.rand_augment_magnitude)
+        if self.erase_probability:
+            make["erasing"] = keras.layers.RandomErasing(
+                factor=(self.erase_probability, self.erase_probability),
+                scale=(min(0.02, self.erase_area), self.erase_area),
                 fill_value=0.0,
                 dtype="float32",
             )
-        self.mix_probability = check_rate("mix_probability", mix_probability)
-        mixup_alpha = check_number("mixup_alpha", mixup_alpha)
-        cutmix_alpha = check_rate("cutmix_alpha", cutmix_alpha)
-        check_mixing(mix_probability, mixup_alpha, cutmix_alpha)
-        if mix_probability and mixup_alpha > 0:
-            self.mixup = keras.layers.MixUp(alpha=mixup_alpha, dtype="float32")
-        if mix_probability and cutmix_alpha > 0:
-            self.cutmix = keras.layers.CutMix(
-                factor=(cutmix_alpha, cutmix_alpha), dtype="float32"
+        if self.mix_probability and self.mixup_alpha:
+            make["mixup"] = keras.layers.MixUp(self.mixup_alpha, dtype="float32")
+        if self.mix_probability and self.cutmix_alpha:
+            make["cutmix"] = keras.layers.CutMix(
+                factor=(self.cutmix_alpha, self.cutmix_alpha), dtype="float32"
             )
         # Keras's layers carry a backend that follows where they run.
-        self._probe = keras.layers.RandomFlip("horizontal")
+        make["_probe"] = keras.layers.RandomFlip("horizontal")
+        for name, layer in make.items():
+            object.__setattr__(self, name, layer)
 
     def __call__(self, images, labels, seed):
         """Return the changed images and labels."""
@@ -149,7 +174,9 @@ class Augmentation:
         if self.erasing:
             changes = self.erasing.get_random_transformation(images, True, seed=seeds)
             # The layer takes a number, and a color under two of the backends only.
-            changes["fill_value"] = backend.convert_to_tensor(self.fill)
+            changes["fill_value"] = backend.convert_to_tensor(
+                255 * np.asarray(self.mean, "float32")
+            )
             images = self.erasing.transform_images(images, changes, True)
         if self.mixup or self.cutmix:
             images, labels = self._mix(backend, images, labels, seeds)
@@ -209,16 +236,6 @@ class Augmentation:
         if len(results) == 2:
             mixed = _where(backend, draws[1] < 0.5, results[0], results[1])
         return _where(backend, draws[0] < self.mix_probability, mixed, (images, labels))
-
-
-def check_mixing(mix_probability, mixup_alpha, cutmix_alpha):
-    """Raise a `ValueError` where batches are to be mixed and no way is left."""
-    if mix_probability and not mixup_alpha and not cutmix_alpha:
-        raise ValueError(
-            "`mixup_alpha` or `cutmix_alpha` must be above 0 where batches are to be "
-            "mixed; for none set mix_probability=0. Received: mixup_alpha=0, "
-            f"cutmix_alpha=0, mix_probability={mix_probability!r}"
-        )
 
 
 def shift_and_flip(backend, images, seeds, padding, flip):

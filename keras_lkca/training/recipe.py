@@ -6,18 +6,17 @@ import json
 import keras
 
 from keras_lkca.checks import check_number, check_positive_int, check_rate
-from keras_lkca.data.augmentation import Augmentation, check_mixing
+from keras_lkca.data.augmentation import Augmentation
 
-_RATES = (
-    *("warmup", "label_smoothing", "drop_path_rate"),
-    *("rand_augment_magnitude", "erase_probability", "erase_area", "mix_probability"),
+# The mean is the dataset's.
+AUGMENTATION_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Augmentation) if field.name != "mean"
 )
-_AMOUNTS = (
-    *("learning_rate", "final_learning_rate", "weight_decay"),
-    *("mixup_alpha", "cutmix_alpha"),
-)
-_COUNTS = ("epochs", "passes_per_epoch", "batch_size")
-_COUNTS_FROM_ZERO = ("crop_padding", "rand_augment")
+PAPER_AUGMENTATION = {
+    "rand_augment": 2,
+    "erase_probability": 0.25,
+    "mix_probability": 0.5,
+}
 # Of the position embedding and of the class token.
 _SPARED = ("embeddings", "token")
 
@@ -45,18 +44,10 @@ class Recipe:
             model that `keras_lkca.training.train` gives it.
         ema_momentum: Momentum of an exponential moving average of the weights, which
             is then what is validated and saved; `None` for none.
-        flip: Whether to mirror half of the images. A dataset whose mirrored images
-            are of other classes is never mirrored.
-        crop_padding: Pixels by which images are shifted at most, each way.
-        rand_augment: Number of RandAugment's operations on each image; 0 for none.
-        rand_augment_magnitude: Their strength in [0, 1].
-        erase_probability: Share of the images of which a rectangle is erased.
-        erase_area: Largest share of the image that is erased.
-        mix_probability: Share of the batches that are mixed, by MixUp and CutMix in
-            turn.
-        mixup_alpha: Parameter of MixUp's Beta distribution; 0 for CutMix alone.
-        cutmix_alpha: Parameter of CutMix's Beta distribution, at most 1; 0 for MixUp
-            alone.
+        augment: `keras_lkca.data.Augmentation`, what is done to the training images.
+            A dataset whose mirrored images are of other classes is never mirrored.
+            Its fields count as the recipe's in JSON, in `from_dict` and in the
+            changes that `paper` and `quick` take.
 
     Raises:
         ValueError: If a value is not of its kind or range.
@@ -84,44 +75,33 @@ class Recipe:
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
     ema_momentum: float | None = None
-    flip: bool = True
-    crop_padding: int = 4
-    rand_augment: int = 2
-    rand_augment_magnitude: float = 0.5
-    erase_probability: float = 0.25
-    erase_area: float = 0.4
-    mix_probability: float = 0.5
-    mixup_alpha: float = 1.0
-    cutmix_alpha: float = 1.0
+    augment: Augmentation = dataclasses.field(
+        default_factory=lambda: Augmentation(**PAPER_AUGMENTATION)
+    )
 
     def __post_init__(self):
-        """Check every field."""
-        checked = {}  # as Python's own numbers, which JSON can hold
-        for names, least, integral in (
-            (_COUNTS, 1, True),
-            (_COUNTS_FROM_ZERO, 0, True),
-            (_AMOUNTS, 0, False),
-        ):
-            for name in names:
-                checked[name] = check_number(name, getattr(self, name), least, integral)
-        for name in _RATES:
+        """Check every field, and keep Python's own numbers, which JSON can hold."""
+        checked = {}
+        for name in ("epochs", "passes_per_epoch", "batch_size"):
+            checked[name] = check_number(name, getattr(self, name), 1, integral=True)
+        for name in ("learning_rate", "final_learning_rate", "weight_decay"):
+            checked[name] = check_number(name, getattr(self, name))
+        for name in ("warmup", "label_smoothing", "drop_path_rate"):
             checked[name] = check_rate(name, getattr(self, name))
-        for name in ("flip", "decay_everything"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(
-                    f"`{name}` must be True or False. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
         if self.ema_momentum is not None:
             checked["ema_momentum"] = check_rate("ema_momentum", self.ema_momentum)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if self.cutmix_alpha > 1:
+        if not isinstance(self.decay_everything, bool):
             raise ValueError(
-                "`cutmix_alpha` must be at most 1, which Keras's layer allows. "
-                f"Received: cutmix_alpha={self.cutmix_alpha!r}"
+                "`decay_everything` must be True or False. "
+                f"Received: decay_everything={self.decay_everything!r}"
             )
-        check_mixing(self.mix_probability, self.mixup_alpha, self.cutmix_alpha)
+        if not isinstance(self.augment, Augmentation):
+            raise ValueError(
+                "`augment` must be a keras_lkca.data.Augmentation. "
+                f"Received: augment={self.augment!r}"
+            )
         if not 0 < self.learning_rate >= self.final_learning_rate:
             raise ValueError(
                 "`learning_rate` must be above 0 and `final_learning_rate`. Received: "
@@ -169,14 +149,18 @@ class Recipe:
         Raises:
             ValueError: If there is no such field, or a value is not of its kind.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        own = [field.name for field in dataclasses.fields(cls)]
+        own.remove("augment")
+        known = [*own, *AUGMENTATION_FIELDS]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(
                 f"A recipe has no field {unknown[0]!r}, but {', '.join(known)}. "
                 f"Received: {unknown[0]}={values[unknown[0]]!r}"
             )
-        return cls(**values)
+        images = {k: v for k, v in values.items() if k in AUGMENTATION_FIELDS}
+        others = {k: v for k, v in values.items() if k in own}
+        return cls(**others, augment=Augmentation(**{**PAPER_AUGMENTATION, **images}))
 
     @classmethod
     def from_json(cls, text: str):
@@ -197,8 +181,10 @@ class Recipe:
         return cls.from_dict(values)
 
     def to_dict(self) -> dict:
-        """Return the fields' values by name."""
-        return dataclasses.asdict(self)
+        """Return the fields' values by name, those of `augment` among them."""
+        values = dataclasses.asdict(self)
+        images = values.pop("augment")
+        return {**values, **{name: images[name] for name in AUGMENTATION_FIELDS}}
 
     def to_json(self) -> str:
         """Return the recipe as a JSON object, a line a field."""
@@ -287,17 +273,8 @@ class Recipe:
         Returns:
             `keras_lkca.data.Augmentation`.
         """
-        return Augmentation(
-            flip=self.flip and flip,
-            crop_padding=self.crop_padding,
-            rand_augment=self.rand_augment,
-            rand_augment_magnitude=self.rand_augment_magnitude,
-            erase_probability=self.erase_probability,
-            erase_area=self.erase_area,
-            mix_probability=self.mix_probability,
-            mixup_alpha=self.mixup_alpha,
-            cutmix_alpha=self.cutmix_alpha,
-            mean=mean,
+        return dataclasses.replace(
+            self.augment, flip=self.augment.flip and flip, mean=mean
         )
 
     def callbacks(self) -> list:
