@@ -5,6 +5,7 @@ into pairs, with a copy each way; every backend's own transform needs neither.
 """
 
 import importlib
+import sys
 
 import keras
 
@@ -215,6 +216,16 @@ def _repeatable_torch(function, tensors, training):
             _backend.accelerator.synchronize()
 
     return call
+
+
+def seed_everything(seed):
+    """Seed Python's, NumPy's and the backend's generators, and torch's if it is there.
+
+    Its DataLoader draws from torch's generator under every backend.
+    """
+    keras.utils.set_random_seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def version():

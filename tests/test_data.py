@@ -1,3 +1,6 @@
+import itertools
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -247,8 +250,16 @@ def test_fit_sees_every_batch_once_and_in_order(pipeline):
         ({"seed": -1}, "`seed` must be an integer, 0 or above"),
         ({"first_step": 1.5}, "`first_step` must be an integer, 0 or above"),
         ({"labels": np.arange(19)}, "`labels` must be 20 integers"),
-        ({"images": np.zeros((20, 8, 8, 3))}, "`images` must be a uint8 array"),
-        ({"images": np.zeros((20, 8, 8), "uint8")}, "`images` must be a uint8 array"),
+        ({"labels": np.eye(20)[:, :19]}, "`labels` must be 20 integers"),
+        ({"images": [[0]]}, "`images` must be an array of numbers.*list"),
+        ({"images": np.zeros((20, 8, 8), "uint8")}, "`images` must be an array of num"),
+        (
+            {
+                "one_hot": False,
+                "augmentation": data.Augmentation(mix_probability=0.5),
+            },
+            "Mixed images have no integer labels.*mix_probability=0.5",
+        ),
     ],
 )
 def test_bad_batch_arguments(arguments, message):
@@ -256,6 +267,130 @@ def test_bad_batch_arguments(arguments, message):
     defaults = {"images": images, "labels": labels, "batch_size": 4, "num_classes": 20}
     with pytest.raises(ValueError, match=message):
         data.training_batches(**{**defaults, **arguments})
+
+
+@PIPELINES
+def test_integer_labels_and_float_images(pipeline):
+    images, labels = numbered(20)
+    options = {"augmentation": data.Augmentation(flip=False, crop_padding=0)}
+    batches = data.training_batches(
+        (images + 0.25).astype("float64"),
+        labels,
+        *(10, 20),
+        one_hot=False,
+        pipeline=pipeline,
+        **options,
+    )
+    for x, y in take(batches, 2):
+        assert x.dtype == "float32" and y.dtype == "int32"
+        np.testing.assert_array_equal(x[:, 0, 0, 0], y + 0.25)
+    mixed = np.eye(20) * 0.5 + 0.025
+    (_, y), *_ = take(data.training_batches(images, mixed, 10, 20, None), 1)
+    np.testing.assert_allclose(y.max(-1), 0.525)
+
+
+class OwnBatches(keras.utils.PyDataset):
+    """What many a user has: it shuffles by NumPy's generator when an epoch ends."""
+
+    def __init__(self, images, labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+        self.order = np.arange(len(labels))
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = self.order[index * 8 : (index + 1) * 8]
+        return self.images[rows], self.labels[rows]
+
+    def on_epoch_end(self):
+        self.order = np.random.permutation(self.order)
+
+
+class Shuffled:
+    """An iterable with a length that shuffles by Python's generator."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        rows = list(range(len(self.labels)))
+        random.shuffle(rows)
+        for start in range(0, len(rows), 8):
+            part = rows[start : start + 8]
+            yield self.images[part], np.eye(20, dtype="int64")[self.labels[part]]
+
+
+def tf_batches(images, labels):
+    tf = pytest.importorskip("tensorflow")
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
+    return dataset.shuffle(20, seed=1).batch(8).prefetch(1)
+
+
+def torch_batches(images, labels):
+    torch = pytest.importorskip("torch")
+    tensors = torch.from_numpy(images), torch.from_numpy(labels)
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*tensors), batch_size=8, shuffle=True
+    )
+
+
+def endless(images, labels):
+    """A generator, which is read on."""
+    for step in itertools.count():
+        rows = np.random.default_rng(step).permutation(20)[:8]
+        yield images[rows], labels[rows]
+
+
+OWN = pytest.mark.parametrize(
+    "kind", [OwnBatches, Shuffled, tf_batches, torch_batches, endless]
+)
+
+
+@OWN
+def test_a_dataset_of_ones_own_goes_on_from_any_epoch(kind):
+    images, labels = numbered(20)
+    augmentation = data.Augmentation(crop_padding=1, mix_probability=0.5)
+
+    def run(first, count):
+        keras.utils.set_random_seed(0)  # as in a process of its own
+        own = kind(images, labels)
+        return take(data.dataset_batches(own, 20, 3, augmentation, 5, first), count)
+
+    whole, rest = run(0, 9), run(2, 3)
+    for (x, y), (x_rest, y_rest) in zip(whole[6:], rest, strict=True):
+        np.testing.assert_array_equal(x, x_rest)
+        np.testing.assert_array_equal(y, y_rest)
+    assert len({x.tobytes() for x, _ in whole}) == 9
+
+
+@OWN
+def test_a_dataset_of_ones_own_gives_all_of_it(kind):
+    own = kind(*numbered(20))
+    batches = take(data.dataset_batches(own, 20, 3, one_hot=False), 3)
+    for x, y in batches:
+        np.testing.assert_array_equal(x[:, 0, 0, 0], y)
+    if kind is not endless:
+        seen = np.concatenate([y for _, y in batches])
+        np.testing.assert_array_equal(np.sort(seen), np.arange(20))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([numbered(8)], "ended after 1 batches.*`steps_per_epoch`=2"),
+        ([(*numbered(8), np.ones(8))], "must give pairs.*tuple of 3"),
+        ([(np.zeros((8, 4, 4)), np.zeros(8, int))], "`images` must be an array of num"),
+        ([(np.zeros((8, 4, 4, 3)), np.full(8, 20))], "`labels` must lie between"),
+    ],
+)
+def test_bad_datasets_of_ones_own(batches, message):
+    with pytest.raises(ValueError, match=message):
+        take(data.dataset_batches(batches, 20, 2), 2)
 
 
 def test_unknown_names():

@@ -1,7 +1,12 @@
 """Datasets, their augmentation, and the batches that feed them to `model.fit`."""
 
 from keras_lkca.data.augmentation import Augmentation
-from keras_lkca.data.batches import PIPELINES, split, training_batches
+from keras_lkca.data.batches import (
+    PIPELINES,
+    dataset_batches,
+    split,
+    training_batches,
+)
 from keras_lkca.data.datasets import digits, load
 from keras_lkca.data.folders import from_directory
 from keras_lkca.data.table import DATASETS, Dataset, describe
@@ -11,6 +16,7 @@ __all__ = [
     "DATASETS",
     "Dataset",
     "PIPELINES",
+    "dataset_batches",
     "describe",
     "digits",
     "from_directory",

@@ -1,9 +1,11 @@
 """From arrays of images and labels to the batches that `model.fit` takes."""
 
+import itertools
+
 import keras
 import numpy as np
 
-from keras_lkca.backend import compiled
+from keras_lkca.backend import compiled, seed_everything
 from keras_lkca.checks import check_number, check_positive_int, check_rate
 from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.datasets import check_labels
@@ -21,6 +23,7 @@ def training_batches(
     seed: int = 0,
     first_step: int = 0,
     pipeline: str = "arrays",
+    one_hot: bool = True,
 ):
     """Shuffle, batch and augment a dataset, without end.
 
@@ -29,8 +32,9 @@ def training_batches(
     alone, so that a run can go on from any step as if it had never stopped.
 
     Args:
-        images: uint8 array `(n, height, width, channels)`.
-        labels: Integer array `(n,)`.
+        images: Array `(n, height, width, channels)` of numbers in [0, 255].
+        labels: Integer array `(n,)`; or float array `(n, num_classes)`, what each
+            image has of each class.
         batch_size: Positive integer, not above `n`.
         num_classes: Positive integer, the length of the one-hot labels.
         augmentation: What is done to each batch; `None` for nothing.
@@ -39,10 +43,12 @@ def training_batches(
         pipeline: Where the augmentation runs: `"tf.data"`, on the CPU in TensorFlow's
             threads beside the training; or `"arrays"`, on the device of the active
             backend, without TensorFlow.
+        one_hot: Whether the batches' labels are one-hot or mixed; `False` for integers,
+            which a sparse loss takes and mixed images cannot have.
 
     Returns:
-        A `tf.data.Dataset` or a Python generator of (float32 images, float32 labels)
-        for `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
+        A `tf.data.Dataset` or a Python generator of (float32 images, float32 or int32
+        labels) for `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
 
     Raises:
         ValueError: If an argument is not as above.
@@ -66,12 +72,9 @@ def training_batches(
         raise ValueError(
             f"`pipeline` must be one of {PIPELINES}. Received: pipeline={pipeline!r}"
         )
-    if getattr(images, "dtype", None) != "uint8" or images.ndim != 4:
-        raise ValueError(
-            "`images` must be a uint8 array (n, height, width, channels). Received: "
-            f"{getattr(images, 'dtype', type(images))} {getattr(images, 'shape', '')}"
-        )
-    check_labels(labels, len(images), num_classes)
+    check_numbers(images)
+    labels = as_one_hot(labels, len(images), num_classes)
+    _check_labels_can_be(augmentation, one_hot)
     if batch_size > len(images):
         raise ValueError(
             "`batch_size` must not be above the number of training images. "
@@ -81,10 +84,164 @@ def training_batches(
     def steps():
         return batch_rows(len(images), batch_size, seed, first_step)
 
-    labels = keras.utils.to_categorical(labels, num_classes).astype("float32")
     if pipeline == "tf.data":
-        return _tf_dataset(images, labels, batch_size, augmentation, steps)
-    return _generator(images, labels, augmentation, steps)
+        return _tf_dataset(images, labels, batch_size, augmentation, steps, one_hot)
+    return _generator(images, labels, augmentation, steps, one_hot)
+
+
+def check_numbers(images):
+    """Raise a `ValueError` unless images are an array of numbers of rank 4."""
+    kind = getattr(getattr(images, "dtype", None), "kind", "")
+    if kind not in ("u", "i", "f") or images.ndim != 4:
+        raise ValueError(
+            "`images` must be an array of numbers (n, height, width, channels). "
+            f"Received: {getattr(images, 'dtype', type(images))} "
+            f"{getattr(images, 'shape', '')}"
+        )
+
+
+def as_one_hot(labels, count, num_classes):
+    """Return labels as float32 `(count, num_classes)`.
+
+    Args:
+        labels: Integer array `(count,)` or `(count, 1)`, or float array
+            `(count, num_classes)`.
+        count: How many there must be.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: If they are not as above.
+
+    Example:
+
+    >>> from keras_lkca.data.batches import as_one_hot
+    >>> as_one_hot([1, 0], 2, num_classes=3).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    labels = np.asarray(labels)
+    if labels.shape == (count, num_classes) and num_classes > 1:
+        return labels.astype("float32")
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
+    check_labels(labels, count, num_classes)
+    return keras.utils.to_categorical(labels, num_classes).astype("float32")
+
+
+def dataset_batches(
+    dataset,
+    num_classes: int,
+    steps_per_epoch: int,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    first_epoch: int = 0,
+    one_hot: bool = True,
+):
+    """Augment the batches of a dataset of one's own, epoch after epoch, without end.
+
+    Each epoch begins the dataset anew, with the seeds of Python, NumPy and the backend
+    set from `seed` and the epoch's number: what shuffles or augments by those draws
+    the same again after a restart. So does a `tf.data.Dataset` whose operations have
+    seeds of their own.
+
+    Args:
+        dataset: `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
+            iterable of batches `(images, labels)`, as `training_batches` takes them.
+            An iterator is read on from epoch to epoch.
+        num_classes: Positive integer, the length of the one-hot labels.
+        steps_per_epoch: Positive integer, the batches of an epoch.
+        augmentation: What is done to each batch; `None` for nothing.
+        seed: Non-negative integer.
+        first_epoch: Non-negative integer, the number of the first epoch.
+        one_hot: See `training_batches`.
+
+    Yields:
+        Pairs (float32 images, float32 or int32 labels), on the active backend's device.
+
+    Raises:
+        ValueError: If a batch is not as above, or the dataset ends before
+            `steps_per_epoch`.
+
+    Example:
+
+    >>> from keras_lkca import data
+    >>> images, labels = data.digits("train")
+    >>> own = [(images[:50], labels[:50]), (images[50:90], labels[50:90])]
+    >>> batches = data.dataset_batches(own, num_classes=10, steps_per_epoch=2)
+    >>> [len(next(batches)[0]) for _ in range(3)]
+    [50, 40, 50]
+    """
+    _check_labels_can_be(augmentation, one_hot)
+    augment = _on_device(augmentation, one_hot)
+    once = iter(dataset) is dataset
+    if once:
+        for _ in range(first_epoch * steps_per_epoch):
+            next(dataset)
+    for epoch in range(first_epoch):
+        _begin(dataset, seed, epoch)  # what counts its epochs counts them again
+    for epoch in itertools.count(first_epoch):
+        batches, step = dataset if once else _begin(dataset, seed, epoch), 0
+        for step, batch in enumerate(itertools.islice(batches, steps_per_epoch), 1):
+            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                raise ValueError(
+                    "A dataset must give pairs (images, labels). Received: "
+                    f"{type(batch).__name__} of {len(batch)}"
+                )
+            images, labels = map(keras.ops.convert_to_numpy, batch)
+            check_numbers(images)
+            labels = as_one_hot(labels, len(images), num_classes)
+            number = epoch * steps_per_epoch + step - 1
+            yield augment(images, labels, batch_seed(seed, number))
+        if step < steps_per_epoch:
+            raise ValueError(
+                f"The dataset ended after {step} batches of an epoch of "
+                f"`steps_per_epoch`={steps_per_epoch}: name fewer, or let it repeat."
+            )
+
+
+def _begin(dataset, seed, epoch):
+    """Begin an epoch of a dataset, and return its batches."""
+    seed_everything(int(batch_seed(seed, epoch)[0]))
+    if isinstance(dataset, keras.utils.PyDataset):
+        dataset.on_epoch_begin()
+        order = np.random.default_rng([seed, epoch]).permutation(len(dataset))
+        return _in_order(dataset, order)
+    return iter(dataset)
+
+
+def _in_order(dataset, order):
+    for index in order:
+        yield dataset[int(index)]
+    dataset.on_epoch_end()
+
+
+def _check_labels_can_be(augmentation, one_hot):
+    if augmentation is not None and augmentation.mix_probability and not one_hot:
+        raise ValueError(
+            "Mixed images have no integer labels: compile the model with a loss of "
+            "one-hot labels, such as CategoricalCrossentropy, or set "
+            f"mix_probability=0. Received: "
+            f"mix_probability={augmentation.mix_probability}"
+        )
+
+
+def _on_device(augmentation, one_hot):
+    """Return the augmentation as a function that the backend compiles."""
+
+    def augment(images, labels, seed):
+        if augmentation is None:
+            images = keras.ops.cast(images, "float32")
+            labels = keras.ops.convert_to_tensor(labels)
+        else:
+            images, labels = augmentation(images, labels, seed)
+        return images, labels if one_hot else keras.ops.argmax(labels, axis=-1)
+
+    return compiled(augment)
+
+
+def batch_seed(seed, step):
+    """Return the pair of seeds of a batch, which every backend's integers hold."""
+    pair = np.random.SeedSequence([seed, step]).generate_state(2) >> 2
+    return pair.astype("int32")
 
 
 def batch_rows(count, batch_size, seed, first_step=0):
@@ -110,16 +267,13 @@ def batch_rows(count, batch_size, seed, first_step=0):
         }
         orders = np.concatenate([order_of[number] for number in passes])
         offset = start - passes[0] * count
-        # 31 bits, which every backend's integers hold.
-        pair = np.random.SeedSequence([seed, step]).generate_state(2) >> 2
-        yield orders[offset : offset + batch_size], pair.astype("int32")
+        yield orders[offset : offset + batch_size], batch_seed(seed, step)
         step += 1
 
 
-def _generator(images, labels, augmentation, steps):
+def _generator(images, labels, augmentation, steps, one_hot):
     """Batches for `fit`, the next one in the making while one is used."""
-    augment = compiled(augmentation or _as_float)
-
+    augment = _on_device(augmentation, one_hot)
     order = steps()
 
     def batch():
@@ -133,11 +287,7 @@ def _generator(images, labels, augmentation, steps):
         yield current
 
 
-def _as_float(images, labels, _):
-    return keras.ops.cast(images, "float32"), keras.ops.convert_to_tensor(labels)
-
-
-def _tf_dataset(images, labels, batch_size, augmentation, steps):
+def _tf_dataset(images, labels, batch_size, augmentation, steps, one_hot):
     tf = require_tensorflow()
     with tf.device("CPU"):
         images = tf.convert_to_tensor(images)
@@ -145,7 +295,8 @@ def _tf_dataset(images, labels, batch_size, augmentation, steps):
 
     def batch(rows, seed):
         x, y = tf.gather(images, rows), tf.gather(labels, rows)
-        return augmentation(x, y, seed) if augmentation else (tf.cast(x, "float32"), y)
+        x, y = augmentation(x, y, seed) if augmentation else (tf.cast(x, "float32"), y)
+        return x, y if one_hot else tf.argmax(y, -1, "int32")
 
     dataset = tf.data.Dataset.from_generator(
         steps,  # anew for every iterator: Keras takes one for a look at the shapes
