@@ -15,9 +15,10 @@ import numpy as np
 from keras_lkca.checks import check_positive_int
 from keras_lkca.deploy import formats
 from keras_lkca.deploy.folding import fold
-from keras_lkca.deploy.prediction import check_classifier, read_model
+from keras_lkca.deploy.prediction import read_model
 from keras_lkca.extras import require
 from keras_lkca.models import LKCAViT
+from keras_lkca.models.classifiers import check_classifier
 from keras_lkca.models.image_model import ImageModel
 
 # The backend that exports each format, and the packages that this and the check of

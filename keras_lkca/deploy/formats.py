@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from keras_lkca.deploy.prediction import gives_probabilities
 from keras_lkca.extras import require
+from keras_lkca.models.classifiers import gives_probabilities
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
