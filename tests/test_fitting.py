@@ -214,7 +214,8 @@ def test_a_dataset_of_batches_goes_on(passes, tmp_path):
     ("arguments", "message"),
     [
         ({"model": "lkca"}, "`model` must be a built Keras model"),
-        ({"train": "digits"}, "`steps_per_epoch` is needed|must give|`train`"),
+        ({"train": "digits"}, "`train` must be a pair of arrays.*'digits'"),
+        ({"train": 3}, "`train` must be a pair of arrays.*3"),
         ({"train": iter([])}, "`steps_per_epoch` is needed for a dataset whose"),
         ({"validation": 1.5}, "`validation` must be images and labels.*1.5"),
         ({"validation": 1e-5}, "`validation` must leave images on both sides"),

@@ -75,7 +75,7 @@ def training_batches(
         )
     check_numbers(images)
     labels = as_one_hot(labels, len(images), num_classes)
-    _check_labels_can_be(augmentation, one_hot)
+    check_mixing(augmentation, one_hot)
     if batch_size > len(images):
         raise ValueError(
             "`batch_size` must not be above the number of training images. "
@@ -171,7 +171,7 @@ def dataset_batches(
     >>> [len(next(batches)[0]) for _ in range(3)]
     [50, 40, 50]
     """
-    _check_labels_can_be(augmentation, one_hot)
+    check_mixing(augmentation, one_hot)
     augment = _on_device(augmentation, one_hot)
     once = isinstance(dataset, collections.abc.Iterator)
     if once:
@@ -214,12 +214,13 @@ def _begin(dataset, seed, epoch):
     return (dataset[int(index)] for index in order)
 
 
-def _check_labels_can_be(augmentation, one_hot):
+def check_mixing(augmentation, one_hot):
+    """Raise a `ValueError` where mixed images would need integer labels."""
     if augmentation is not None and augmentation.mix_probability and not one_hot:
         raise ValueError(
             "Mixed images have no integer labels: compile the model with a loss of "
             "one-hot labels, such as CategoricalCrossentropy, or set "
-            f"mix_probability=0. Received: "
+            "mix_probability=0. Received: "
             f"mix_probability={augmentation.mix_probability}"
         )
 

@@ -14,7 +14,7 @@ import numpy as np
 from keras_lkca import data
 from keras_lkca.backend import device_kind, draws_from_one_generator
 from keras_lkca.checks import check_positive_int
-from keras_lkca.data.batches import as_one_hot, check_numbers
+from keras_lkca.data.batches import as_one_hot, check_mixing, check_numbers
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
 from keras_lkca.training import callbacks, evaluation
@@ -153,6 +153,12 @@ def fit(
     pipeline = config["pipeline"] if config else arguments["pipeline"]
     pipeline = pipeline or _default_pipeline()
     shape, classes = _shapes(model)
+    if isinstance(train, str) or not hasattr(train, "__iter__"):
+        if not isinstance(train, keras.utils.PyDataset):
+            raise ValueError(
+                "`train` must be a pair of arrays or a dataset of batches; a dataset's "
+                f"name is for keras_lkca.training.train. Received: train={train!r}"
+            )
     on_test = test is not None and validation is test
     train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
     if isinstance(validation, float):
@@ -389,6 +395,8 @@ def _batches(train, model, recipe, facts, arguments, pipeline):
         if _is_pair(train):
             mean = train[0][:1000].mean((0, 1, 2)) / 255
         augmentation = recipe.augmentation(mean=mean)
+
+    check_mixing(augmentation, one_hot)
 
     def batches(epoch):
         options = {"augmentation": augmentation, "seed": arguments["seed"]}
