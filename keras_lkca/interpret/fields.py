@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_lkca.backend import gradient
 from keras_lkca.checks import check_positive_int
-from keras_lkca.internals import calls
+from keras_lkca.internals import calls, is_quantized
 from keras_lkca.interpret.attention import (
     check_image,
     query_index,
@@ -212,7 +212,7 @@ def check_explainable(model):
             "`model` must classify the mean of its tokens: a LKCAViT, or a ViT with "
             f"pooling='avg'. Received: model={model!r}"
         )
-    if found[2].quantization_mode is not None:
+    if is_quantized(found[2]):
         raise ValueError(
             "`model` is quantized, and its classifier's weights are codes; explain "
             f"the model as it was before. Received: model={model!r}"

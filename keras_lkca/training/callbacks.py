@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_lkca.files import atomic
+from keras_lkca.internals import seed_states
 
 
 class Progress(keras.callbacks.Callback):
@@ -177,10 +178,9 @@ class SetSeeds(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Set the counts."""
-        for variable in self.model.variables:
-            if variable.name == "seed_generator_state":
-                first = int(keras.ops.convert_to_numpy(variable)[0])
-                variable.assign(np.array([first, epoch * self.steps]))
+        for variable in seed_states(self.model):
+            first = int(keras.ops.convert_to_numpy(variable)[0])
+            variable.assign(np.array([first, epoch * self.steps]))
 
 
 def keep_best(folder, rows, monitor="val_accuracy"):
