@@ -155,8 +155,8 @@ def export(
 
 def _target(output, row, format, version, overwrite):
     """Return the path to write, or raise a `ValueError` where something is there."""
-    target = output / str(version) if row.is_folder else output
-    if not row.is_folder and target.is_dir():
+    target = output if row.ending else output / str(version)
+    if row.ending and target.is_dir():
         raise ValueError(
             f"{target} is a folder; {format!r} writes a file. "
             f"Received: output={str(output)!r}"
@@ -164,7 +164,7 @@ def _target(output, row, format, version, overwrite):
     beside = target.with_suffix(row.beside) if row.beside else target
     if (target.exists() or beside.exists()) and not overwrite:
         raise ValueError(
-            f"{target} exists; choose another{' version' if row.is_folder else ''} or "
+            f"{target} exists; choose another{'' if row.ending else ' version'} or "
             "replace it: overwrite=True, --overwrite. "
             f"Received: output={str(output)!r}"
         )

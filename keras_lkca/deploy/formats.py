@@ -249,9 +249,9 @@ class Format:
         extra: The extra of keras-lkca that brings them.
         write: A function of a model, a path and the `options`, by name.
         read: A function of a path that returns one of float32 images, to probabilities.
+        ending: That of its file; none for a folder that holds one for each version.
         options: Those of `keras_lkca.deploy.export`'s arguments that it takes.
         beside: Ending of a second file, or `None`.
-        is_folder: Whether it is a folder that holds one for each version.
     """
 
     backend: str
@@ -259,9 +259,9 @@ class Format:
     extra: str
     write: Callable
     read: Callable
+    ending: str = ""
     options: tuple[str, ...] = ()
     beside: str | None = None
-    is_folder: bool = False
 
 
 FORMATS = {
@@ -272,7 +272,6 @@ FORMATS = {
         write_tf_saved_model,
         read_tf_saved_model,
         options=("image_bytes", "class_names", "version"),
-        is_folder=True,
     ),
     "onnx": Format(
         "tensorflow",
@@ -280,6 +279,7 @@ FORMATS = {
         "export",
         write_onnx,
         read_onnx,
+        ".onnx",
     ),
     "litert": Format(
         "tensorflow",
@@ -287,6 +287,7 @@ FORMATS = {
         "export",
         write_litert,
         read_litert,
+        ".tflite",
         options=("quantize", "calibration_images"),
     ),
     "openvino": Format(
@@ -295,7 +296,8 @@ FORMATS = {
         "export",
         write_openvino,
         read_openvino,
+        ".xml",
         beside=".bin",
     ),
-    "torch": Format("torch", ("torch",), "torch", write_torch, read_torch),
+    "torch": Format("torch", ("torch",), "torch", write_torch, read_torch, ".pt2"),
 }
