@@ -532,24 +532,6 @@ def test_report(images, tmp_path):
     assert page.count("<svg") == 6 and "all blocks" not in page
 
 
-def test_report_from_the_command_line(images, tmp_path, run_python):
-    Image = pytest.importorskip("PIL.Image")
-    small().save(tmp_path / "model.keras")
-    (tmp_path / "images" / "cat").mkdir(parents=True)
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "images" / "cat" / f"{index}.png")
-    command = ("-m", "keras_lkca", "report", tmp_path / "model.keras")
-    out = run_python(*command, tmp_path / "images", tmp_path / "report.html")
-    assert out.strip() == f"wrote {tmp_path}/report.html"
-    vit().save(tmp_path / "vit.keras")
-    for arguments, message in (
-        ((tmp_path / "images", tmp_path / "none" / "a.html"), "folder that exists"),
-        ((tmp_path / "nowhere", "a.html"), "holds no images"),
-    ):
-        error = run_python(*command, *arguments, expect=2)
-        assert message in error and "Traceback" not in error
-
-
 def test_example(tmp_path, run_python):
     model = LKCAViT((8, 8, 1), patch_size=2, embed_dim=8, depth=2)
     for layer in interpret.mixing_layers(model).values():
