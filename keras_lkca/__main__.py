@@ -62,7 +62,8 @@ def main(arguments=None):
         _fail(command, 2, "NAME or FOLDER is required, except with --resume")
     try:
         # Names of files and classes may hold what the terminal cannot show.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(AttributeError):  # a notebook's stdout is another
+            sys.stdout.reconfigure(errors="backslashreplace")
         run = getattr(_import_commands(), command)
         run(**given)
         sys.stdout.flush()

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from PIL import Image
 
 import keras_lkca
 from keras_lkca import LKCAViT, ViT, data, deploy, training
-from keras_lkca.__main__ import NAMES, main
+from keras_lkca.__main__ import NAMES, main, make_parser
 from keras_lkca.training import Recipe, callbacks
 
 COMMANDS = ("train", "evaluate", "predict", "export", "report", "calibrate")
@@ -151,6 +152,17 @@ def test_help_names_what_the_tables_hold(capsys):
     out = capsys.readouterr().out
     assert all(f"\n    {command} " in out for command in COMMANDS)
     assert all(f"\n  {code} " in out for code in (0, 1, 2, 130))
+
+
+def test_the_commands_of_the_page_are_right():
+    page = (ROOT / "docs" / "learn" / "command-line.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    parsed = [
+        make_parser().parse_args(shlex.split(line.partition("keras-lkca ")[2])).command
+        for line in lines
+    ]
+    assert set(parsed) == set(COMMANDS)
 
 
 def test_every_argument_of_train_has_an_option(monkeypatch):
