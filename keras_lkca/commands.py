@@ -248,8 +248,10 @@ def _title_of_run(path):
     """Return what the run beside a model's file calls itself, or `None`."""
     try:
         config = json.loads((path.parent / "config.json").read_text())
-        dataset = pathlib.Path(config["arguments"]["dataset"]).name
-        return config.get("name") or f"{config['preset']} on {dataset}"
+        if "name" in config:
+            return config["name"]
+        dataset = pathlib.Path(config["arguments"]["dataset"]).name  # of version 0.1.0
+        return f"{config['preset']} on {dataset}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
