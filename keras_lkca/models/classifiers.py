@@ -1,4 +1,4 @@
-"""What a classifier of any making gives: logits or probabilities, of how many classes."""
+"""What a classifier of any making gives: logits or probabilities, of its classes."""
 
 import keras
 

@@ -6,7 +6,7 @@ import pathlib
 
 from keras_lkca.data import PIPELINES
 from keras_lkca.training.recipe import Recipe
-from keras_lkca.training.run import MODELS, SELECT, prepare, run
+from keras_lkca.training.run import MODELS, SELECT, train
 
 
 def main(dataset: str | None, description: str, argv=None) -> dict:
@@ -66,12 +66,10 @@ def main(dataset: str | None, description: str, argv=None) -> dict:
             given["dataset"] = str(
                 pathlib.Path(given["dataset"]).expanduser().resolve()
             )
-        setup = prepare(**given)
+        return train(**given)
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    try:
-        return run(setup)
-    except (FloatingPointError, OSError) as error:
+    except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 
