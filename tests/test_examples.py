@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from keras_lkca import LKCAViT, data
+from keras_lkca import LKCAViT, data, deploy
 
 EXAMPLES = ROOT / "examples"
 
@@ -93,15 +93,34 @@ def test_cifar100_normalizes_and_augments_as_it_says(rng, tmp_path, monkeypatch)
 
 
 def test_own_images(pets, run_python, tmp_path):
-    output = tmp_path / "pets.keras"
-    arguments = ("--image-size", 16, "--epochs", 4, "--output", output)
+    arguments = ("--image-size", 16, "--epochs", 5, "--output", tmp_path / "run")
     out = run_python(EXAMPLES / "own_images.py", pets, *arguments)
     assert "32 images to train on, 8 for the test" in out
     assert "classes: cat, dog" in out
-    (accuracy,) = re.findall(r"^test accuracy ([\d.]+)%", out, re.M)
+    (accuracy,) = re.findall(r"^test accuracy ([\d.]+)%$", out, re.M)
     assert float(accuracy) >= 75  # of eight images, red or blue
     assert len(re.findall(r"^(?:cat|dog) +is taken for (?:cat|dog) \d", out, re.M)) == 5
-    assert keras.models.load_model(output).class_names == ("cat", "dog")
+    model = keras.models.load_model(tmp_path / "run" / "best.keras")
+    assert model.class_names == ("cat", "dog")
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_pyramid(run_python, tmp_path):
+    command = (EXAMPLES / "pyramid.py", "--epochs", 1, "--output", tmp_path / "run")
+    out = run_python(*command)
+    assert "stage0_block0_lkca: kernel (15, 15, 1)" in out
+    assert "stage1_block0_lkca: kernel (7, 7, 6)" in out
+    ((before, after, difference),) = re.findall(
+        r"^folded: ([\d,]+) parameters became ([\d,]+), .* at most (\S+)$", out, re.M
+    )
+    assert int(after.replace(",", "")) < int(before.replace(",", ""))
+    assert float(difference) < 1e-4
+    model = keras.models.load_model(tmp_path / "run" / "best.keras")
+    assert model.class_names == tuple("0123456789")
+    for package in deploy.FORMATS["onnx"][1]:
+        pytest.importorskip(package)
+    again = run_python(*command, "--format", "onnx")
+    assert "is complete" in again and re.search(r"^wrote .*exported", again, re.M)
 
 
 def test_custom_loop(run_python, tmp_path):
