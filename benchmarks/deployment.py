@@ -8,10 +8,7 @@ import numpy as np
 from models import CLASSES, PAIRS, SIZE
 
 from keras_lkca import LKCAViT, ViT, data, deploy
-from keras_lkca.deploy.formats import READERS
 from keras_lkca.ops.calibration import alternate
-
-ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml", "torch": ".pt2"}
 
 
 def size(path):
@@ -40,16 +37,17 @@ def deploy_rows(arguments):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for format in arguments.formats:
+            row = deploy.FORMATS[format]
             files = {
                 name: deploy.export(
                     model,
-                    pathlib.Path(folder) / f"{format}-{name}{ENDINGS.get(format, '')}",
+                    pathlib.Path(folder) / f"{format}-{name}{row.ending}",
                     format=format,
                     fold_model=fold,
                 )
                 for name, (model, fold) in models.items()
             }
-            read = {name: READERS[format](file) for name, file in files.items()}
+            read = {name: row.read(file) for name, file in files.items()}
             for batch in (1, 128):
                 calls = {
                     name: lambda f=function, x=images[:batch]: f(x)
@@ -95,7 +93,7 @@ def quantize_rows(arguments):
             )
             name = f"LiteRT, {how or 'float32'}"
             sizes[name] = size(file)
-            calls[name] = READERS["litert"](file)
+            calls[name] = deploy.FORMATS["litert"].read(file)
             answers[name] = calls[name](images.astype("float32"))
         one = images[:1].astype("float32")
         results = alternate(

@@ -147,9 +147,7 @@ def main():
             "kernels": interpret.plot_kernels(model),
             "statistics": interpret.plot_statistics(model, beside, chosen[0]),
             "frequency": interpret.plot_frequency_response(model),
-            "attention": interpret.plot_attention_map(
-                model, (2, 2), chosen[0], other=beside
-            ),
+            "attention": interpret.plot_attention_map(model, (2, 2), chosen[0], beside),
             "receptive-field": interpret.plot_receptive_field(
                 {"untrained": fresh, "LKCA": model, "ViT": beside}, images[:256]
             ),

@@ -37,5 +37,5 @@ for name, numbers in interpret.kernel_statistics(model).items():
         f"{numbers['within_1'].mean():15.0%} {numbers['odd'].mean():4.0%} "
         f"{numbers['low_frequency'].mean():16.0%}"
     )
-path = interpret.report(model, images[: args.images], args.output, other=beside)
+path = interpret.report(model, images[: args.images], args.output, beside)
 print(f"wrote {path}")

@@ -1,6 +1,7 @@
 """The command line: `python -m keras_lkca`, installed as `keras-lkca`."""
 
 import argparse
+import json
 import os
 import pathlib
 
@@ -65,7 +66,7 @@ def main(arguments=None):
     command.add_argument("model", help="a .keras file with LKCA layers")
     command.add_argument("images", help="a folder of image files")
     command.add_argument("output", help="the page, .html")
-    command.add_argument("--beside", metavar="MODEL", help="a ViT, shown beside it")
+    command.add_argument("--beside", metavar="MODEL", help="a second model")
     command.add_argument(
         "--average-over", type=int, default=64, help="images of the folder"
     )
@@ -118,9 +119,21 @@ def _images_in(folder, model, count=None):
 def _report(parsed):
     check_positive_int("--average-over", parsed.average_over)
     model = deploy.read_model(parsed.model)
-    other = parsed.beside and deploy.read_model(parsed.beside)
+    beside = parsed.beside and deploy.read_model(parsed.beside)
     images = _images_in(parsed.images, model, parsed.average_over)
-    print(f"wrote {interpret.report(model, images, parsed.output, other)}")
+    title = _title_of_run(pathlib.Path(parsed.model).expanduser())
+    path = interpret.report(model, images, parsed.output, beside, title=title)
+    print(f"wrote {path}")
+
+
+def _title_of_run(path):
+    """Return what a run's folder says of a model: its preset and its dataset."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+        dataset = pathlib.Path(config["arguments"]["dataset"]).name
+        return f"{config['preset']} on {dataset}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _predict(parsed):

@@ -21,6 +21,32 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def with_noise(model):
+    """The model with weights of which none is what it started as."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        noise = rng.normal(0, 0.1, weight.shape)
+        weight.assign(keras.ops.convert_to_numpy(weight) + noise)
+    return model
+
+
+def trained(**arguments):
+    """A small LKCAViT, as if it were trained."""
+    from keras_lkca import LKCAViT
+
+    defaults = {"input_shape": (16, 24, 3), "depth": 2, "embed_dim": 24}
+    return with_noise(LKCAViT(**{**defaults, **arguments}))
+
+
+def needs(format):
+    """Skip a test where a package is missing that a format takes."""
+    from keras_lkca import deploy
+
+    for package in deploy.FORMATS[format].packages:
+        pytest.importorskip(package)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +61,39 @@ def clean_state():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (3, 16, 24, 3)).astype("uint8")
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    """A classifier with names, which no test changes."""
+    keras.utils.set_random_seed(0)
+    return trained(num_classes=4, class_names=NAMES)
+
+
+@pytest.fixture(scope="session")
+def exported(classifier, tmp_path_factory):
+    """The classifier in a format; each file is made once."""
+    from keras_lkca import deploy
+
+    found = {}
+
+    def export(format):
+        needs(format)
+        if format not in found:
+            folder = tmp_path_factory.mktemp("exported")
+            row = deploy.FORMATS[format]
+            options = {} if row.ending else {"version": 2, "image_bytes": True}
+            found[format] = deploy.export(
+                classifier, folder / f"pets{row.ending}", format, **options
+            )
+        return found[format]
+
+    return export
 
 
 @pytest.fixture

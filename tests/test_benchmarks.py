@@ -48,7 +48,7 @@ def test_figures_of_the_committed_results(tmp_path, run_python):
 
 
 def test_deploy(tmp_path, run_python):
-    for package in deploy.FORMATS["litert"][1]:
+    for package in deploy.FORMATS["litert"].packages:
         pytest.importorskip(package)
     record, text = bench(run_python, tmp_path, "deploy", "--formats", "litert")
     assert [row["batch"] for row in record["rows"]] == [1, 128]
@@ -59,7 +59,7 @@ def test_deploy(tmp_path, run_python):
 
 
 def test_quantize(tmp_path, run_python):
-    for package in deploy.FORMATS["litert"][1]:
+    for package in deploy.FORMATS["litert"].packages:
         pytest.importorskip(package)
     model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=64, depth=1)
     model.save(tmp_path / "model.keras")

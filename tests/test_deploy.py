@@ -1,162 +1,25 @@
+import dataclasses
 import pathlib
 import warnings
 
 import keras
 import numpy as np
 import pytest
+from conftest import NAMES, needs, trained
 from PIL import Image
 
 import keras_lkca
-from keras_lkca import LKCAViT, ViT, deploy, layers
+from keras_lkca import LKCAViT, ViT, deploy
 from keras_lkca.deploy import read_model
 
-
-def trained(**arguments):
-    """A small model with weights of which none is what it started as."""
-    defaults = {"input_shape": (16, 24, 3), "depth": 2, "embed_dim": 24}
-    model = LKCAViT(**{**defaults, **arguments})
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        if "seed" not in weight.path:
-            noise = rng.normal(0, 0.1, weight.shape)
-            weight.assign(keras.ops.convert_to_numpy(weight) + noise)
-    return model
-
-
-@pytest.fixture
-def images(rng):
-    return rng.integers(0, 256, (3, 16, 24, 3)).astype("uint8")
-
-
-# Folding
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"method": "toeplitz"},
-        {"method": "hybrid"},
-        {"method": "spectral"},
-        {"method": "depthwise"},
-        {"num_kernels": 4},
-        {"num_kernels": 24, "method": "hybrid"},
-        {"kernel_size": 3},
-        {"kernel_size": (3, 5), "num_kernels": 2},
-        {"pooling": "max", "classifier_activation": "softmax"},
-        {"include_top": False},
-        {"include_top": False, "pooling": None},
-        {"image_mean": (0.5, 0.4, 0.3), "class_names": list("abcdefghij")},
-        {"drop_path_rate": 0.5, "dropout_rate": 0.5, "mlp_ratio": 1.5},
-    ],
+# Every export runs in a process of its own, under the backend of its format. What
+# depends on no other is tried once.
+once = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="the same under each backend"
 )
-def test_folded_outputs_are_the_same(arguments, images, tmp_path):
-    model = trained(**arguments)
-    folded = deploy.fold(model)
-    expected = model.predict(images, verbose=0)
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(
-        folded.predict(images, verbose=0), expected, atol=1e-5 * max(scale, 1)
-    )
-    folded.save(tmp_path / "folded.keras")
-    loaded = keras.models.load_model(tmp_path / "folded.keras")
-    assert type(loaded) is deploy.FoldedLKCAViT
-    assert loaded.class_names == model.class_names
-    np.testing.assert_allclose(
-        loaded.predict(images, verbose=0), expected, atol=1e-5 * max(scale, 1)
-    )
-    assert folded.count_params() < model.count_params()
-
-
-def test_folding_leaves_the_model_alone(images):
-    model = trained()
-    before = [np.array(weight) for weight in model.get_weights()]
-    deploy.fold(model)
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_parameters_saved_by_folding():
-    model = LKCAViT.from_preset("lkca_vit_tiny")
-    folded = deploy.fold(model)
-    # A value projection and a scale, an offset and a bias less than three, a block:
-    # what LayerNorm had, but for the bias of the joint projection.
-    dim, depth, classifier_norm = 136, 9, 2 * 136
-    saved = depth * (dim * dim + 3 * dim) + classifier_norm
-    assert model.count_params() - folded.count_params() == saved
-    assert saved / model.count_params() > 0.14
-
-
-def test_what_follows_from_the_kernel_is_kept_and_renewed(images, tmp_path):
-    model = trained(method="toeplitz", depth=1)
-    folded = deploy.fold(model)
-    mixing = folded.get_layer("block_0_mixing")
-    (matrix,) = mixing._kept
-    np.testing.assert_allclose(
-        matrix,
-        keras.ops.convert_to_numpy(model.get_layer("block_0_lkca").attention_matrix()),
-        atol=1e-6,
-    )
-    folded.save_weights(tmp_path / "a.weights.h5")
-    expected = folded.predict(images, verbose=0)
-    for load in (
-        lambda other: other.load_weights(tmp_path / "a.weights.h5"),
-        lambda other: other.set_weights(folded.get_weights()),
-    ):
-        plain = LKCAViT((16, 24, 3), depth=1, embed_dim=24, method="toeplitz")
-        other = deploy.fold(plain)
-        assert np.abs(other.predict(images, verbose=0) - expected).max() > 0.1
-        load(other)
-        np.testing.assert_allclose(
-            other.predict(images, verbose=0), expected, atol=1e-6
-        )
-
-
-def test_a_layer_of_a_folded_model_follows_its_weights(rng):
-    folded = deploy.fold(LKCAViT((16, 24, 3), depth=1, embed_dim=8, method="toeplitz"))
-    mixing = folded.get_layer("block_0_mixing")
-    kernel = rng.normal(0, 1, mixing.kernel.shape)
-    mixing.set_weights([kernel, np.zeros(8)])
-    x = rng.normal(0, 1, (2, *mixing.input.shape[1:])).astype("float32")
-    np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(mixing(x)),
-        keras.ops.convert_to_numpy(
-            keras_lkca.ops.large_kernel_conv(x, kernel.astype("float32"), "spectral")
-        ),
-        atol=1e-4,
-    )
-    with pytest.raises(ValueError, match="incompatible with the layer"):
-        mixing(x.transpose(0, 2, 1, 3))
-
-
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_folding_in_half_precision(dtype, images):
-    model = trained(dtype=dtype)
-    expected = model.predict(images, verbose=0).astype("float32")
-    outputs = deploy.fold(model).predict(images, verbose=0).astype("float32")
-    assert np.abs(outputs - expected).max() < 0.05 * np.abs(expected).max()
-
-
-def test_only_lkca_is_folded():
-    for model in (ViT(depth=1, embed_dim=16), "model.keras", None):
-        with pytest.raises(ValueError, match="`model` must be a LKCAViT.*Received"):
-            deploy.fold(model)
-
-
-def test_fixed_conv_needs_a_static_grid():
-    with pytest.raises(ValueError, match="FixedConv needs a static height"):
-        layers.FixedConv((3, 3))(keras.Input((None, 4, 8)))
 
 
 # Names and probabilities
-
-
-NAMES = ("ant", "bee", "cat", "dog")
-
-
-@pytest.fixture
-def classifier():
-    return trained(num_classes=4, class_names=NAMES)
 
 
 def test_class_names_travel_with_the_model(classifier, tmp_path):
@@ -260,14 +123,6 @@ def test_a_file_with_unknown_classes_says_what_to_do(tmp_path):
 # Export
 
 
-ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "openvino": ".xml", "torch": ".pt2"}
-
-
-def needs(format):
-    for package in deploy.FORMATS[format][1]:
-        pytest.importorskip(package)
-
-
 def expected_of(model, images):
     outputs = np.asarray(model.predict(images, verbose=0), "float64")
     outputs = np.exp(outputs - outputs.max(1, keepdims=True))
@@ -276,80 +131,76 @@ def expected_of(model, images):
 
 @pytest.mark.filterwarnings("ignore")  # the converters' own
 @pytest.mark.parametrize("format", list(deploy.FORMATS))
-@pytest.mark.parametrize("model_class", [LKCAViT, ViT])
-def test_export_from_every_backend(model_class, format, images, tmp_path, run_python):
-    """The file, read by what serves it, in a process of its own."""
+def test_export_from_every_backend(format, classifier, exported, images):
+    path = exported(format)
+    assert not list(path.parent.glob(".writing-*"))
+    outputs = deploy.FORMATS[format].read(path)(images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(classifier, images), atol=1e-5)
+
+
+@once
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", list(deploy.FORMATS))
+def test_a_vit_is_exported(format, images, tmp_path):
     needs(format)
-    model = trained(num_classes=4, class_names=NAMES)
-    if model_class is ViT:
-        keras.utils.set_random_seed(0)
-        model = ViT((16, 24, 3), num_classes=4, depth=2, embed_dim=24, num_heads=2)
-    path = deploy.export(
-        model, tmp_path / f"model{ENDINGS.get(format, '')}", format=format
-    )
-    assert path.exists()
-    assert not list(tmp_path.glob(".writing-*"))
-    np.save(tmp_path / "images.npy", images.astype("float32"))
-    read = (
-        "import sys, numpy as np; from keras_lkca.deploy import formats; "
-        "images = np.load(sys.argv[3]); "
-        "outputs = formats.READERS[sys.argv[1]](sys.argv[2])(images); "
-        "np.save(sys.argv[4], outputs)"
-    )
-    run_python(
-        *("-c", read, format, path, tmp_path / "images.npy", tmp_path / "out.npy"),
-        backend="torch" if format == "torch" else "tensorflow",
-    )
-    outputs = np.load(tmp_path / "out.npy")
+    model = ViT((16, 24, 3), num_classes=4, depth=1, embed_dim=24, num_heads=2)
+    row = deploy.FORMATS[format]
+    path = deploy.export(model, tmp_path / f"model{row.ending}", format=format)
+    outputs = row.read(path)(images.astype("float32"))
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
 
 
+@once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_model_that_is_not_folded_is_exported(format, rng, tmp_path):
-    """Its plan depends on the batch, which is any."""
+    """Its plan depends on the batch, which is any; and folding is the default."""
     needs(format)
     model = trained(input_shape=(32, 32, 3), embed_dim=136, depth=1, num_classes=4)
-    path = tmp_path / f"model{ENDINGS[format]}"
+    row = deploy.FORMATS[format]
+    path = tmp_path / f"model{row.ending}"
     deploy.export(model, path, format=format, fold_model=False)
-    if format != "torch" or keras.config.backend() == "torch":
-        read = deploy.formats.READERS[format](path)
-        for batch in (1, 5):
-            images = rng.uniform(0, 255, (batch, 32, 32, 3)).astype("float32")
-            np.testing.assert_allclose(
-                read(images), expected_of(model, images), atol=1e-5
-            )
+    read = row.read(path)
+    for batch in (1, 5):
+        images = rng.uniform(0, 255, (batch, 32, 32, 3)).astype("float32")
+        np.testing.assert_allclose(read(images), expected_of(model, images), atol=1e-5)
+    size = path.stat().st_size
+    deploy.export(model, path, format=format, overwrite=True)
+    assert path.stat().st_size < 0.95 * size
 
 
+@once
 @pytest.mark.filterwarnings("ignore")
-def test_a_mixed_model_is_exported_in_float32(images, tmp_path):
-    needs("onnx")
-    model = trained(dtype="mixed_bfloat16")
-    whole = trained(dtype="float32")
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_model_around_a_mixed_one_is_exported_in_float32(format, images, tmp_path):
+    """Of images of any size, with its GELUs, and the model in hand left as it is."""
+    needs(format)
+
+    def around(dtype):
+        base = trained(num_classes=4, class_names=NAMES, dtype=dtype)
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.RandomFlip(dtype=dtype)(keras.layers.Resizing(16, 24)(inputs))
+        outputs = keras.layers.Softmax(dtype="float32")(base(x))
+        return keras.Model(inputs, outputs), base
+
+    (model, base), (whole, _) = around("mixed_bfloat16"), around("float32")
     whole.set_weights(model.get_weights())
-    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
-    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
+    row = deploy.FORMATS[format]
+    path = deploy.export(model, tmp_path / f"model{row.ending}", format=format)
+    images = images.astype("float32")
+    outputs = row.read(path)(images)
     assert outputs.dtype == "float32"
-    np.testing.assert_allclose(outputs, expected_of(whole, images), atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_folding_is_the_default_and_smaller(tmp_path):
-    needs("onnx")
-    model = trained(embed_dim=64)
-    sizes = [
-        deploy.export(model, tmp_path / f"{fold}.onnx", format="onnx", fold_model=fold)
-        .stat()
-        .st_size
-        for fold in (None, False)
-    ]
-    assert sizes[0] < 0.95 * sizes[1]
+    np.testing.assert_allclose(outputs, whole.predict(images, verbose=0), atol=1e-5)
+    assert base.compute_dtype == "bfloat16"
+    activation = base.get_layer("block_0_mlp_expand").activation
+    assert activation is keras.activations.gelu
 
 
 SERVED = """
 import io, sys
 import numpy as np
 import tensorflow as tf
+from conftest import NAMES, needs, trained
 from PIL import Image
 
 folder, images = sys.argv[1], np.load(sys.argv[2])
@@ -401,17 +252,26 @@ np.testing.assert_allclose(outputs, floats["probabilities"].numpy(), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_tensorflow_serving_needs(classifier, images, tmp_path, run_python):
-    needs("tf_saved_model")
-    path = deploy.export(
-        classifier, tmp_path / "pets", version=7, image_bytes=True, overwrite=True
-    )
-    assert path == tmp_path / "pets" / "7" and (path / "saved_model.pb").exists()
+def test_what_tensorflow_serving_needs(exported, images, tmp_path, run_python):
+    path = exported("tf_saved_model")
+    assert path.name == "2" and (path / "saved_model.pb").exists()
     np.save(tmp_path / "images.npy", images)
     run_python("-c", SERVED, path, tmp_path / "images.npy", backend="tensorflow")
 
 
-@pytest.mark.filterwarnings("ignore")
+@once
+def test_names_that_are_given_are_served(images, tmp_path):
+    needs("tf_saved_model")
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.Input((16, 24, 3)), trained(num_classes=2)])
+    path = deploy.export(model, tmp_path / "pets", class_names=["no", "yes"])
+    loaded = tf.saved_model.load(str(path))
+    found = loaded.signatures["uint8"](images=tf.constant(images))["labels"].numpy()
+    expected = keras_lkca.predict(model, images, top=1, class_names=["no", "yes"])
+    assert [name.decode() for name in found] == [best[0][0] for best in expected]
+
+
 def test_what_is_there_is_replaced_whole_or_not_at_all(
     classifier, tmp_path, monkeypatch
 ):
@@ -424,6 +284,12 @@ def test_what_is_there_is_replaced_whole_or_not_at_all(
     with pytest.raises(ValueError, match="differ by.*nothing was written"):
         deploy.export(classifier, tmp_path / "pets", tolerance=-1.0, overwrite=True)
     assert [path.name for path in version.iterdir()] == ["old"]
+
+    def writes(row, model, path, *options):
+        path.mkdir()
+        (path / "saved_model.pb").write_text("new")
+
+    monkeypatch.setattr(deploy.exporting, "_write_elsewhere", writes)
     rename = pathlib.Path.rename
 
     def fails(self, target):
@@ -458,24 +324,25 @@ def digits():
     return model, images, expected
 
 
+@once
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("quantize", ["weights", "int8"])
-def test_quantized_litert(quantize, digits, tmp_path):
+def test_quantized_litert(digits, tmp_path):
     needs("litert")
     model, images, expected = digits
     whole = deploy.export(model, tmp_path / "whole.tflite", format="litert")
     calibration, _ = keras_lkca.data.digits("train")
-    small = deploy.export(
-        model,
-        tmp_path / "small.tflite",
-        format="litert",
-        quantize=quantize,
-        calibration_images=calibration[:100] if quantize == "int8" else None,
-    )
-    assert small.stat().st_size < 0.5 * whole.stat().st_size
-    outputs = deploy.formats.read_litert(small)(images.astype("float32"))
-    assert (outputs.argmax(1) == expected.argmax(1)).mean() > 0.98
-    assert np.abs(outputs - expected).mean() < 0.005
+    for quantize, chosen in (("weights", None), ("int8", calibration[:100])):
+        small = deploy.export(
+            model,
+            tmp_path / f"{quantize}.tflite",
+            format="litert",
+            quantize=quantize,
+            calibration_images=chosen,
+        )
+        assert small.stat().st_size < 0.5 * whole.stat().st_size
+        outputs = deploy.FORMATS["litert"].read(small)(images.astype("float32"))
+        assert (outputs.argmax(1) == expected.argmax(1)).mean() > 0.98
+        assert np.abs(outputs - expected).mean() < 0.005
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
@@ -539,19 +406,21 @@ def test_some_layers_can_be_quantized(images, tmp_path):
     )
 
 
+@once
 @pytest.mark.filterwarnings("ignore")
 def test_a_quantized_model_is_exported_but_not_folded(images, tmp_path):
     needs("onnx")
     model = trained(num_classes=4, dtype="mixed_bfloat16")
     model.quantize("int8")
     for call in (deploy.fold, lambda m: deploy.export(m, "nowhere", fold_model=True)):
-        with pytest.raises(ValueError, match="`model` is quantized: fold it first"):
+        with pytest.raises(ValueError, match="no LKCA layer .*quantized.*fold it"):
             call(model)
     path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
-    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
+    outputs = deploy.FORMATS["onnx"].read(path)(images.astype("float32"))
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=0.02)
 
 
+@once
 def test_grey_files_calibrate(run_python, tmp_path):
     needs("litert")
     model = LKCAViT((8, 8, 1), patch_size=2, embed_dim=16, depth=1)
@@ -574,7 +443,7 @@ def test_bad_input_to_quantized_export(classifier, images, tmp_path):
     needs("litert")
     for arguments, message in (
         ({"quantize": "int4"}, "`quantize` must be one of"),
-        ({"quantize": "int8", "format": "onnx"}, "`quantize` must be one of"),
+        ({"quantize": "int8", "format": "onnx"}, "`quantize` is for format='litert'"),
         ({"quantize": "int8"}, "`calibration_images` are for quantize='int8'"),
         ({"calibration_images": images}, "`calibration_images` are for"),
         (
@@ -623,6 +492,7 @@ def test_where_probabilities_come_from(images):
             keras_lkca.predict(keras.Model(inputs, outputs), images)
 
 
+@once
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_with_a_layer_of_ones_own_is_exported(images, tmp_path, monkeypatch):
     needs("onnx")
@@ -640,7 +510,7 @@ def test_a_model_with_a_layer_of_ones_own_is_exported(images, tmp_path, monkeypa
     x = its_layers.Doubled()(keras.layers.GlobalAveragePooling2D()(inputs))
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
     path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
-    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
+    outputs = deploy.FORMATS["onnx"].read(path)(images.astype("float32"))
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
     monkeypatch.setattr(its_layers.Doubled, "__module__", "__main__")
     with pytest.raises(ValueError, match="Doubled is defined in the program itself"):
@@ -648,20 +518,7 @@ def test_a_model_with_a_layer_of_ones_own_is_exported(images, tmp_path, monkeypa
     assert not (tmp_path / "other.onnx").exists()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_model_around_another_is_exported(images, tmp_path):
-    """With its GELUs, and the model in hand left as it is."""
-    needs("onnx")
-    base = trained(include_top=False)
-    inputs = keras.Input((16, 24, 3))
-    model = keras.Model(inputs, keras.layers.Dense(4)(base(inputs)))
-    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
-    outputs = deploy.formats.read_onnx(path)(images.astype("float32"))
-    np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
-    activation = base.get_layer("block_0_mlp_expand").activation
-    assert activation is keras.activations.gelu
-
-
+@once
 def test_export_from_the_command_line(classifier, run_python, tmp_path):
     needs("onnx")
     classifier.save(tmp_path / "model.keras")
@@ -681,12 +538,12 @@ def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
         deploy.export(tmp_path / "missing.keras", tmp_path / "x")
     with pytest.raises(ValueError, match="`model` must map images to classes"):
         deploy.export(trained(include_top=False, pooling=None), tmp_path / "x")
-    with pytest.raises(ValueError, match="`fold_model` is for a LKCAViT"):
+    with pytest.raises(ValueError, match="functional Keras model with LKCA layers"):
         deploy.export(ViT(depth=1), tmp_path / "x", fold_model=True)
     for format in ("onnx", "openvino"):
         with pytest.raises(ValueError, match="is a folder; .* writes a file"):
             deploy.export(classifier, tmp_path, format=format, overwrite=True)
-    with pytest.raises(ValueError, match="are for format='tf_saved_model'"):
+    with pytest.raises(ValueError, match="is for format='tf_saved_model'"):
         deploy.export(classifier, tmp_path / "x", format="onnx", image_bytes=True)
     (tmp_path / "x.bin").write_text("")
     with pytest.raises(ValueError, match="exists; choose another"):
@@ -695,7 +552,8 @@ def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to"):
         deploy.export(classifier, tmp_path / "file" / "x")
-    monkeypatch.setitem(deploy.FORMATS, "onnx", ("tensorflow", ("no_such_package",)))
+    row = dataclasses.replace(deploy.FORMATS["onnx"], packages=("no_such_package",))
+    monkeypatch.setitem(deploy.FORMATS, "onnx", row)
     with pytest.raises(ImportError, match=r"no-such-package.*keras-lkca\[export\]"):
         deploy.export(classifier, tmp_path / "x.onnx", format="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

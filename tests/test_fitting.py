@@ -9,7 +9,7 @@ import pyramid
 import pytest
 from conftest import ROOT
 
-from keras_lkca import LKCAViT, data
+from keras_lkca import LKCAViT, data, deploy, interpret, predict
 from keras_lkca.training import Recipe, callbacks, fit, train
 
 
@@ -234,3 +234,40 @@ def test_bad_arguments_leave_nothing_behind(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(**{**defaults, "output": run, **arguments})
     assert not run.exists()
+
+
+@pytest.fixture(scope="module")
+def trained_pyramid(tmp_path_factory):
+    """What the pyramid's run leaves behind."""
+    output = tmp_path_factory.mktemp("pyramid") / "run"
+    pyramid.train(output)
+    return output / "last.keras"
+
+
+def test_a_pyramid_of_ones_own_is_folded_named_and_reported(trained_pyramid, tmp_path):
+    model = keras.models.load_model(trained_pyramid)
+    images, _ = data.digits("test")
+    folded = deploy.fold(model)
+    assert folded.count_params() < model.count_params()
+    logits, same = (m.predict(images, verbose=0) for m in (model, folded))
+    np.testing.assert_allclose(same, logits, atol=1e-4)
+    names = [f"digit {i}" for i in range(10)]
+    for which in (model, folded):
+        (best, *_), *_ = predict(which, images[:2], top=1, class_names=names)
+        assert best[0] == names[logits[0].argmax()]
+    report = interpret.report(folded, images[:4], tmp_path / "r.html", beside=model)
+    text = report.read_text()
+    assert "pyramid" in text and text.count("<svg") >= 5
+    assert set(interpret.kernel_statistics(model)) == {
+        *("fine_0_lkca", "fine_1_lkca", "coarse_0_lkca")
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # the converters' own
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
+def test_a_pyramid_of_ones_own_is_exported(format, trained_pyramid, tmp_path):
+    for package in deploy.FORMATS[format].packages:
+        pytest.importorskip(package)
+    names = [f"digit {i}" for i in range(10)]
+    path = deploy.export(trained_pyramid, tmp_path / "p", format, class_names=names)
+    assert path.exists()  # and compared with the model by the runtime that serves it

@@ -1,15 +1,17 @@
+import json
 import re
 import warnings
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, with_noise
 
 import keras_lkca
 from keras_lkca import LKCAViT, ViT, count_macs, deploy, interpret, ops
 from keras_lkca.interpret import Macs
 from keras_lkca.layers import LKCA, SelfAttention
+from keras_lkca.models import lkca_trunk
 
 GRID = (4, 6)
 
@@ -46,11 +48,6 @@ def vit(**arguments):
 @pytest.fixture
 def image(rng):
     return rng.integers(0, 256, (16, 24, 3)).astype("uint8")
-
-
-@pytest.fixture
-def images(rng):
-    return rng.integers(0, 256, (3, 16, 24, 3)).astype("uint8")
 
 
 # Kernels
@@ -310,10 +307,22 @@ def test_the_field_of_a_vit_without_its_class_token(pooling, images):
 def test_a_feature_map_within_another_model(images):
     inner = small()
     outer = keras.Sequential(
-        [keras.Input((16, 24, 3)), keras.layers.RandomFlip(), inner]
+        [
+            keras.Input((16, 24, 3)),
+            keras.Sequential([keras.layers.RandomFlip()]),
+            inner,
+            keras.Sequential([keras.layers.Softmax()]),
+        ]
     )
-    with pytest.raises(ValueError, match="within a model: give that one.*get_layer"):
-        interpret.effective_receptive_field(outer, images)
+    np.testing.assert_allclose(
+        interpret.effective_receptive_field(outer, images),
+        interpret.effective_receptive_field(inner, images),
+        rtol=1e-4,
+        atol=1e-8,
+    )
+    flat = keras.Sequential([keras.Input((16,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="with a feature map of static size"):
+        interpret.feature_map_model(keras.Sequential([keras.Input((16,)), flat]))
 
 
 def test_areas_of_known_fields():
@@ -470,16 +479,20 @@ def test_macs_of_operations_and_of_calls():
 @pytest.mark.filterwarnings("ignore:Matplotlib")
 def test_figures(images, image):
     model, other = small(), vit()
+    plain = keras.Sequential([keras.Input((16, 24, 3)), keras.layers.Flatten()])
+    small_one = small(input_shape=(8, 8, 3))
     for figure, panels in (
         (interpret.plot_kernels(model), 2),
         (interpret.plot_kernels(small(num_kernels=8), max_kernels=3), 6),
         (interpret.plot_statistics(model), 3),
-        (interpret.plot_statistics(model, other, image), 3),
+        (interpret.plot_statistics(model, beside=other, image=image), 3),
+        (interpret.plot_statistics(model, beside=small(depth=3)), 3),
         (interpret.plot_frequency_response(model), 2),
         (interpret.plot_equivalence(model, "block_1_lkca", (3, 0)), 3),
         (interpret.plot_attention_map(model, (1, 2)), 3),
         (interpret.plot_attention_map(other, None, image), 4),
-        (interpret.plot_attention_map(model, (1, 2), image, other), 8),
+        (interpret.plot_attention_map(model, (1, 2), image, beside=other), 8),
+        (interpret.plot_attention_map(pyramid(), (1, 2)), 2),
         (interpret.plot_receptive_field({"a": model, "b": other}, images), 2),
         (interpret.plot_saliency(model, images), 6),
         (interpret.plot_saliency(small(input_shape=(16, 24, 1)), images[..., :1]), 6),
@@ -495,7 +508,8 @@ def test_figures(images, image):
         (lambda: interpret.report(model, images, "a", max_images=0), "`max_images`"),
         (lambda: interpret.report(model, "cats", "a"), "`images` must be numbers"),
         (lambda: interpret.report(model, images, ROOT), "`output` is a folder"),
-        (lambda: interpret.report(model, images, "a", model), "`other` must be a ker"),
+        (lambda: interpret.report(model, images, "a", plain), "no LKCA layers"),
+        (lambda: interpret.report(model, images, "a", small_one), "`images` must be"),
     ):
         with pytest.raises(ValueError, match=message):
             bad()
@@ -506,10 +520,14 @@ def test_report(images, tmp_path):
     names = ["$a x_$ ant", "bee", "cat", "<dog>"]
     model = small(num_classes=4, class_names=names)
     model.get_layer("classifier").bias.assign([9, 0, 0, 0])
-    path = interpret.report(model, images, tmp_path / "report.html", other=vit())
+    assert interpret.page._title(model) == "LKCAViT"
+    path = interpret.report(model, images, tmp_path / "report.html", beside=vit())
     page = path.read_text()
     assert page.count("<svg") == 7 and page.count("<h2") == 8
-    for wanted in (f"{model.count_params():,}", "block_1_lkca", "$a x_$ ant"):
+    for wanted in (
+        *(f"{model.count_params():,}", "block_1_lkca", "$a x_$ ant"),
+        *("<h1>LKCAViT: what it learned", "untrained", "beside: ViT"),
+    ):
         assert wanted in page
     for attribute in ('src="http', "<script", "@import", 'href="http'):
         assert attribute not in page
@@ -525,11 +543,80 @@ def test_report(images, tmp_path):
     assert not re.search(r">[^<]*\bnan\b", page)
     model.quantize("int8")  # its kernels are not, its classifier is
     page = interpret.report(model, images, tmp_path / "int8.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 6 and "Left out: `model` is quantized" in page
     large = small(input_shape=(130, 130, 3), patch_size=2, depth=1)
     many = np.zeros((1, 130, 130, 3))
     page = interpret.report(large, many, tmp_path / "large.html").read_text()
-    assert page.count("<svg") == 6 and "all blocks" not in page
+    assert page.count("<svg") == 5 and "all blocks" not in page
+    assert "Left out: Matrices of tokens by tokens are made for up to 4,096" in page
+
+
+def pyramid():
+    """Two levels of their own grids, channels and kernels, with random weights."""
+    inputs = keras.Input((16, 24, 3))
+    x = keras.layers.Conv2D(8, 4, strides=4)(inputs)
+    x = lkca_trunk(x, 1, name="level_0", kernel_size=3)
+    x = keras.layers.Conv2D(16, 2, strides=2)(x)
+    x = lkca_trunk(x, 1, name="level_1", num_kernels=2)
+    x = keras.layers.GlobalMaxPooling2D()(x)
+    return with_noise(keras.Model(inputs, keras.layers.Dense(3)(x)))
+
+
+def test_the_same_place_on_another_grid():
+    maps = interpret.attention_map(pyramid(), (2, 5))
+    assert {name: value.shape for name, value in maps.items()} == {
+        "level_0_0_lkca": (1, 4, 6),
+        "level_1_0_lkca": (2, 2, 3),
+    }
+    layer = pyramid().get_layer("level_1_0_lkca")
+    matrix = keras.ops.convert_to_numpy(layer.attention_matrix())
+    row = matrix[:, 1 * 3 + 2].reshape(2, 2, 3)
+    np.testing.assert_allclose(maps["level_1_0_lkca"], row, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "title", "drawn", "left"),
+    [
+        (pyramid, "Functional", 6, ["must classify the mean of its tokens"]),
+        (lambda: deploy.fold(pyramid()), "FoldedModel", 6, ["must classify"]),
+        (
+            lambda: keras.Sequential(
+                [
+                    keras.Input((16, 24, 3)),
+                    keras.layers.RandomFlip(),
+                    small(name="backbone"),
+                    keras.layers.Softmax(),
+                ],
+                name="mine",
+            ),
+            "mine",
+            6,
+            ["must classify"],
+        ),
+        (
+            lambda: keras.Sequential(
+                [
+                    keras.Input((None, None, 3)),
+                    keras.layers.Conv2DTranspose(4, 3),
+                    LKCA(kernel_size=3, kernel_initializer="glorot_normal"),
+                ],
+                name="any",
+            ),
+            "any",
+            3,
+            ["dynamic grid", "feature map of static size", "must classify"],
+        ),
+    ],
+)
+def test_report_of_models_of_ones_own(build, title, drawn, left, images, tmp_path):
+    page = interpret.report(build(), images, tmp_path / "a.html", beside=small())
+    page = page.read_text()
+    assert f"<h1>{title}: what it learned</h1>" in page
+    assert page.count("<svg") == drawn and page.count("<h2") == 8
+    for reason in left:
+        assert re.search(f"Left out: [^<]*{reason}", page)
+    assert ("untrained" in page) == (title != "FoldedModel" and drawn == 6)
+    assert ("not known" in page) == (title == "any")
 
 
 def test_report_from_the_command_line(images, tmp_path, run_python):
@@ -538,9 +625,13 @@ def test_report_from_the_command_line(images, tmp_path, run_python):
     (tmp_path / "images" / "cat").mkdir(parents=True)
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "images" / "cat" / f"{index}.png")
+    config = {"preset": "lkca_vit_tiny", "arguments": {"dataset": "/data/pets"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     command = ("-m", "keras_lkca", "report", tmp_path / "model.keras")
     out = run_python(*command, tmp_path / "images", tmp_path / "report.html")
     assert out.strip() == f"wrote {tmp_path}/report.html"
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>lkca_vit_tiny on pets: what it learned</h1>" in page
     vit().save(tmp_path / "vit.keras")
     for arguments, message in (
         ((tmp_path / "images", tmp_path / "none" / "a.html"), "folder that exists"),

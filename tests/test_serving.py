@@ -11,26 +11,18 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import NAMES, ROOT
 from PIL import Image
-from test_deploy import NAMES, trained
 
 import keras_lkca
-from keras_lkca import deploy
 
 pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return trained(num_classes=4, class_names=NAMES)
-
-
-@pytest.fixture(scope="module")
-def addresses(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serving") / "pets"
-    deploy.export(model, folder, version=2, image_bytes=True)
+def addresses(exported):
+    folder = exported("tf_saved_model").parent
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "serving_stand_in.py"), folder, "pets"],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -67,14 +59,14 @@ def post(server, value, path="/v1/models/pets:predict"):
         return error.code, json.load(error)
 
 
-def test_the_client_prints_what_predict_says(model, server, pictures, run_python):
+def test_the_client_prints_what_predict_says(classifier, server, pictures, run_python):
     images, paths = pictures
     out = run_python(
         *(ROOT / "examples" / "serving" / "rest_client.py", "--model", "pets"),
         *("--server", server, "--top", 2, *paths),
     )
     lines = out.splitlines()
-    results = keras_lkca.predict(model, images, top=2)
+    results = keras_lkca.predict(classifier, images, top=2)
     for number, (path, result) in enumerate(zip(paths, results, strict=True)):
         assert lines[3 * number] == f"{path}: {result[0][0]}"
         for line, (name, probability) in zip(
@@ -105,12 +97,12 @@ def test_the_client_says_what_is_wrong(server, pictures, run_python, tmp_path):
         assert message in error and "Traceback" not in error
 
 
-def test_the_grpc_client(model, addresses, pictures, run_python, tmp_path):
+def test_the_grpc_client(classifier, addresses, pictures, run_python, tmp_path):
     images, paths = pictures
     client = ROOT / "examples" / "serving" / "grpc_client.py"
     arguments = (client, "--server", addresses[1], "--model")
     out = run_python(*arguments, "pets", *paths)
-    results = keras_lkca.predict(model, images, top=1)
+    results = keras_lkca.predict(classifier, images, top=1)
     assert out.splitlines() == [
         f"{path}: {name}, {probability:.2%}"
         for path, [(name, probability)] in zip(paths, results, strict=True)
@@ -126,9 +118,9 @@ def test_the_grpc_client(model, addresses, pictures, run_python, tmp_path):
         assert message in error and "Traceback" not in error
 
 
-def test_rows_and_columns(model, server, pictures):
+def test_rows_and_columns(classifier, server, pictures):
     images = pictures[0]
-    expected = model.predict(images.astype("float32"), verbose=0)
+    expected = classifier.predict(images.astype("float32"), verbose=0)
     expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
     values = images.tolist()
     for path in ("/v1/models/pets:predict", "/v1/models/pets/versions/2:predict"):

@@ -1,7 +1,7 @@
 """Random changes of the training images: one definition, in `tf.data` or on a device.
 
 Keras's preprocessing layers do the work. They are called by their two halves,
-`get_random_transformation` and `transform_images`, with seeds that are passed in
+`internals.draw` and `transform_images`, with seeds that are passed in
 instead of kept: the same batch and the same seed give the same result in any order,
 in any thread and after a restart.
 """
@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_lkca.checks import check_number, check_rate
+from keras_lkca.internals import Solarization, draw, in_tensorflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,20 +145,13 @@ class Augmentation:
         foreign = keras.config.backend() != "tensorflow" and type(
             images
         ).__module__.startswith("tensorflow")
-        try:
-            if foreign:
-                for layer in layers:
-                    layer.backend.set_backend("tensorflow")
+        with in_tensorflow(layers if foreign else ()):
             images = backend.cast(backend.convert_to_tensor(images), "float32")
             labels = backend.cast(backend.convert_to_tensor(labels), "float32")
             with warnings.catch_warnings():
                 # Keras's own: MixUp asks JAX for 64-bit integers and gets 32.
                 warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
                 return self._augment(backend, images, labels, _Seeds(backend, seed))
-        finally:
-            if foreign:
-                for layer in layers:
-                    layer.backend.reset()
 
     def _augment(self, backend, images, labels, seeds):
         if images.shape[0] is None:
@@ -172,7 +166,7 @@ class Augmentation:
         for _ in range(self.rand_augment):
             images, labels = self._one_operation_each(backend, images, labels, seeds)
         if self.erasing:
-            changes = self.erasing.get_random_transformation(images, True, seed=seeds)
+            changes = draw(self.erasing, images, seeds)
             # The layer takes a number, and a color under two of the backends only.
             changes["fill_value"] = backend.convert_to_tensor(
                 255 * np.asarray(self.mean, "float32")
@@ -220,7 +214,7 @@ class Augmentation:
         for layer in (self.mixup, self.cutmix):
             if layer is None:
                 continue
-            changes = layer.get_random_transformation(images, True, seed=seeds)
+            changes = draw(layer, images, seeds)
             if layer is self.cutmix:
                 # The part that was cut, counted in pixels: the layer's own figure is
                 # that of a box with fractional edges.
@@ -288,7 +282,7 @@ def rand_augment_operations(magnitude):
         layers.AutoContrast(**values),
         _Equalization(**values),
         # Without strength the brightest pixels would still turn.
-        _Solarization(0.0, magnitude, **values) if magnitude else None,
+        Solarization(0.0, magnitude, **values) if magnitude else None,
         layers.RandomPosterization((bits, bits), **values),
         layers.RandomColorDegeneration(magnitude, **values),
         layers.RandomContrast((0.9 * magnitude, 0.9 * magnitude), **values),
@@ -300,15 +294,6 @@ def rand_augment_operations(magnitude):
         layers.RandomTranslation(0.0, 0.3 * magnitude, **moved),
         layers.RandomTranslation(0.3 * magnitude, 0.0, **moved),
     ]
-
-
-class _Solarization(keras.layers.Solarization):
-    """Turn the more pixels the larger `threshold_factor`; Keras's layer the fewer."""
-
-    def get_random_transformation(self, data, training=True, seed=None):
-        changes = super().get_random_transformation(data, training, seed)
-        changes["thresholds"] = 255 - changes["thresholds"]
-        return changes
 
 
 class _Equalization(keras.layers.Equalization):
@@ -338,7 +323,7 @@ class _Equalization(keras.layers.Equalization):
 
 
 def _apply(layer, images, seeds):
-    changes = layer.get_random_transformation(images, training=True, seed=seeds)
+    changes = draw(layer, images, seeds)
     return layer.transform_images(images, changes, training=True)
 
 

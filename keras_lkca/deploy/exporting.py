@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,21 +16,11 @@ import numpy as np
 from keras_lkca.checks import check_positive_int
 from keras_lkca.deploy import formats
 from keras_lkca.deploy.folding import fold
-from keras_lkca.deploy.prediction import read_model
+from keras_lkca.deploy.formats import FORMATS, QUANTIZE
+from keras_lkca.deploy.prediction import names_of, read_model
 from keras_lkca.extras import require
-from keras_lkca.models import LKCAViT
-from keras_lkca.models.classifiers import check_classifier
-from keras_lkca.models.image_model import ImageModel
-
-# The backend that exports each format, and the packages that this and the check of
-# the result take.
-FORMATS = {
-    "tf_saved_model": ("tensorflow", ("tensorflow",)),
-    "onnx": ("tensorflow", ("tensorflow", "tf2onnx", "onnxruntime")),
-    "litert": ("tensorflow", ("tensorflow", "ai_edge_litert")),
-    "openvino": ("tensorflow", ("tensorflow", "openvino")),
-    "torch": ("torch", ("torch",)),
-}
+from keras_lkca.internals import layers_by_path, sublayers
+from keras_lkca.models.classifiers import check_classifier, image_shape
 
 
 def export(
@@ -43,6 +34,7 @@ def export(
     calibration_images=None,
     tolerance: float | None = None,
     overwrite: bool = False,
+    class_names=None,
 ) -> pathlib.Path:
     """Export a classifier, whatever backend trained it, and check the result.
 
@@ -51,7 +43,7 @@ def export(
     model on seeded images, or on the first that calibrate. Images go in as float32 in
     [0, 255]; the normalisation is within. Out come `probabilities`
     `(batch, classes)` and, in a SavedModel, `classes`, the likeliest ones, and
-    `labels`, their names where the model has `class_names`.
+    `labels`, their names where they are known.
 
     Args:
         model: A classifier, or the path of its `.keras` file.
@@ -62,8 +54,9 @@ def export(
             `"litert"` for LiteRT (TensorFlow Lite), `"openvino"`, or `"torch"` for
             `torch.export.load`. The batch is of any size but in `"litert"`, where it
             is 1.
-        fold_model: Whether to fold a `LKCAViT` before, see `keras_lkca.deploy.fold`;
-            `None` does where it can, which is not where the model is quantized.
+        fold_model: Whether to fold a model with LKCA layers before, see
+            `keras_lkca.deploy.fold`; `None` does where it can, which is not where they
+            are quantized.
         version: Positive integer, the folder below `output`, for
             `"tf_saved_model"`.
         image_bytes: Whether a SavedModel also gets the signature `image_bytes`: JPEG or
@@ -76,6 +69,7 @@ def export(
         tolerance: Largest difference of a probability that is accepted. Defaults to
             1e-4, or 0.1 with `quantize`. What it came to is printed.
         overwrite: Whether to replace what is there.
+        class_names: See `keras_lkca.predict`; a SavedModel answers with them.
 
     Returns:
         The path that was written.
@@ -98,69 +92,51 @@ def export(
         raise ValueError(
             f"`format` must be one of {sorted(FORMATS)}. Received: format={format!r}"
         )
+    row = FORMATS[format]
     check_positive_int("version", version)
-    backend, packages = FORMATS[format]
-    for package in packages:
+    for package in row.packages:
         # Only looked for here: importing them is the other process's part.
         if importlib.util.find_spec(package) is None:
-            require(package, "torch" if format == "torch" else "export")
-    target = pathlib.Path(output).expanduser()
-    if format == "tf_saved_model":
-        target = target / str(version)
-    elif target.is_dir():
+            require(package, row.extra)
+    options = {
+        "version": None if version == 1 else version,
+        "image_bytes": image_bytes or None,
+        "quantize": quantize,
+        "calibration_images": calibration_images,
+    }
+    for name, value in options.items():
+        if value is not None and name not in row.options:
+            takers = [key for key, other in FORMATS.items() if name in other.options]
+            raise ValueError(
+                f"`{name}` is for {' or '.join(f'format={key!r}' for key in takers)}. "
+                f"Received: {name}={value!r}, format={format!r}"
+            )
+    if quantize not in (None, *QUANTIZE):
         raise ValueError(
-            f"{target} is a folder; {format!r} writes a file. "
-            f"Received: output={str(output)!r}"
+            f"`quantize` must be one of {QUANTIZE} or None. "
+            f"Received: quantize={quantize!r}"
         )
-    if format != "tf_saved_model" and (image_bytes or version != 1):
-        raise ValueError(
-            "`image_bytes` and `version` are for format='tf_saved_model'. Received: "
-            f"image_bytes={image_bytes!r}, version={version!r}, format={format!r}"
-        )
-    beside = target.with_suffix(".bin") if format == "openvino" else target
-    if (target.exists() or beside.exists()) and not overwrite:
-        raise ValueError(
-            f"{target} exists; choose another"
-            f"{' version' if format == 'tf_saved_model' else ''} or replace it: "
-            f"overwrite=True, --overwrite. Received: output={str(output)!r}"
-        )
-    if quantize not in (None, *formats.QUANTIZE) or (quantize and format != "litert"):
-        raise ValueError(
-            f"`quantize` must be one of {formats.QUANTIZE}, with format='litert', or "
-            f"None. Received: quantize={quantize!r}, format={format!r}"
-        )
+    target = _target(pathlib.Path(output).expanduser(), row, format, version, overwrite)
     if tolerance is None:
         tolerance = 0.1 if quantize else 1e-4
     model = read_model(model)
     check_classifier(model)
-    if (quantize == "int8") != (calibration_images is not None):
-        raise ValueError(
-            "`calibration_images` are for quantize='int8', which needs them. Received: "
-            f"quantize={quantize!r}"
-        )
-    if calibration_images is not None:
-        calibration_images = np.asarray(calibration_images, "float32")
-        if calibration_images.shape[1:] != model.input_shape[1:] or not len(
-            calibration_images
-        ):
-            raise ValueError(
-                f"`calibration_images` must be {('n', *model.input_shape[1:])}. "
-                f"Received: shape {calibration_images.shape}"
-            )
-    if fold_model and not isinstance(model, LKCAViT):
-        raise ValueError(
-            "`fold_model` is for a LKCAViT; leave it out for other models. "
-            f"Received: model={model!r}"
-        )
-    quantized = isinstance(model, ImageModel) and model.quantized_layers
-    if fold_model and quantized:
-        fold(model)  # says why not
+    class_names = names_of(model, class_names)
+    calibration_images = _calibration(model, quantize, calibration_images)
+    if fold_model is not False:
+        try:
+            fold(model)
+        except ValueError:
+            if fold_model:
+                raise
+            fold_model = False
     options = {
         "format": format,
-        "folded": fold_model is not False and not quantized,
+        "fold_model": fold_model is not False,
+        "tolerance": tolerance,
         "image_bytes": image_bytes,
         "quantize": quantize,
-        "tolerance": tolerance,
+        "class_names": class_names,
     }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,33 +148,60 @@ def export(
     with folder as name:
         new = pathlib.Path(name) / "new"
         new.mkdir()
-        _write_elsewhere(backend, model, new / target.name, calibration_images, options)
+        _write_elsewhere(row, model, new / target.name, calibration_images, options)
         _replace(target, new, pathlib.Path(name) / "old")
     return target
 
 
-def write(
-    model, path, calibration_images, format, folded, image_bytes, quantize, tolerance
-):
+def _target(output, row, format, version, overwrite):
+    """Return the path to write, or raise a `ValueError` where something is there."""
+    target = output if row.ending else output / str(version)
+    if row.ending and target.is_dir():
+        raise ValueError(
+            f"{target} is a folder; {format!r} writes a file. "
+            f"Received: output={str(output)!r}"
+        )
+    beside = target.with_suffix(row.beside) if row.beside else target
+    if (target.exists() or beside.exists()) and not overwrite:
+        raise ValueError(
+            f"{target} exists; choose another{'' if row.ending else ' version'} or "
+            "replace it: overwrite=True, --overwrite. "
+            f"Received: output={str(output)!r}"
+        )
+    return target
+
+
+def _calibration(model, quantize, images):
+    """Return the images from which `"int8"` takes the ranges, in float32."""
+    if (quantize == "int8") != (images is not None):
+        raise ValueError(
+            "`calibration_images` are for quantize='int8', which needs them. Received: "
+            f"quantize={quantize!r}"
+        )
+    if images is None:
+        return None
+    images, shape = np.asarray(images, "float32"), image_shape(model)
+    if images.shape[1:] != shape or not len(images):
+        raise ValueError(
+            f"`calibration_images` must be {('n', *shape)}. "
+            f"Received: shape {images.shape}"
+        )
+    return images
+
+
+def write(model, path, format, fold_model, tolerance, **options):
     """Write and check one format; the backend is one that can, the model ours."""
-    model = in_float32(model)
+    row, model = FORMATS[format], in_float32(model)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, *model.input_shape[1:])).astype("float32")
-    if calibration_images is not None:  # the ranges are theirs
-        images = calibration_images[:3]
+    images = rng.integers(0, 256, (3, *image_shape(model))).astype("float32")
+    if options["calibration_images"] is not None:  # the ranges are theirs
+        images = options["calibration_images"][:3]
     expected = keras.ops.convert_to_numpy(formats.probabilities(model, images))
-    if folded and isinstance(model, LKCAViT):
+    if fold_model:
         model = fold(model)
     formats.use_erf(model)
-    {
-        "tf_saved_model": lambda: formats.tf_saved_model(model, path, image_bytes),
-        "onnx": lambda: formats.onnx(model, path),
-        "litert": lambda: formats.litert(model, path, quantize, calibration_images),
-        "openvino": lambda: formats.openvino(model, path),
-        "torch": lambda: formats.torch(model, path),
-    }[format]()
-    outputs = formats.READERS[format](path)(images)
-    difference = float(np.abs(outputs - expected).max())
+    row.write(model, path, **{k: v for k, v in options.items() if k in row.options})
+    difference = float(np.abs(row.read(path)(images) - expected).max())
     print(f"{format}: probabilities differ by {difference:.1e} at most", flush=True)
     if not difference <= tolerance:
         raise ValueError(
@@ -210,17 +213,35 @@ def write(
 
 def in_float32(model):
     """Return a model that computes in float32, of the same weights."""
-    dtypes = {layer.compute_dtype for layer in formats.all_layers(model)}
-    if dtypes == {"float32"}:
+    if _dtypes(model) <= {"float32"}:
         return model
-    if not isinstance(model, ImageModel):
-        raise ValueError(
-            "`model` must be in float32, or a model of keras_lkca, which is rebuilt. "
-            f"Received: layers that compute in {sorted(dtypes)}"
-        )
-    rebuilt = type(model).from_config({**model.get_config(), "dtype": "float32"})
+    config = _policies_in_float32(keras.saving.serialize_keras_object(model))
+    rebuilt = keras.saving.deserialize_keras_object(config)
     rebuilt.set_weights(model.get_weights())
+    if not _dtypes(rebuilt) <= {"float32"}:
+        raise ValueError(
+            "`model` must be in float32, or of layers whose `dtype` is one of their "
+            "arguments, so that it can be rebuilt. Received: layers that compute in "
+            f"{sorted(_dtypes(rebuilt))}"
+        )
     return rebuilt
+
+
+def _dtypes(model):
+    return {layer.compute_dtype for layer in layers_by_path(model).values()}
+
+
+def _policies_in_float32(config):
+    """Return a model's configuration with each dtype policy in float32."""
+    if isinstance(config, (list, tuple)):
+        return [_policies_in_float32(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _policies_in_float32(value) for key, value in config.items()}
+    if str(config.get("class_name")).endswith("DTypePolicy"):
+        name = re.sub("(mixed_)?b?float16", "float32", config["config"]["name"])
+        config["config"]["name"] = name
+    return config
 
 
 # What a fresh process runs: the model, the images and the options lie in its folder.
@@ -236,13 +257,14 @@ for module in json.loads((folder / "modules.json").read_text()):
 images = folder / "images.npy"
 images = np.load(images) if images.exists() else None
 options = json.loads((folder / "options.json").read_text())
-write(read_model(folder / "model.keras"), path, images, **options)
+model = read_model(folder / "model.keras")
+write(model, path, calibration_images=images, **options)
 """
 
 
 def _own_modules(model):
     """Return the modules of the layers that are neither Keras's nor ours."""
-    kinds = {type(layer) for layer in [model, *formats.all_layers(model)]}
+    kinds = {type(layer) for layer in [model, *sublayers(model)]}
     own = {kind.__module__: kind.__name__ for kind in kinds}
     modules = sorted(
         name for name in own if name.split(".")[0] not in ("keras", "keras_lkca")
@@ -255,7 +277,7 @@ def _own_modules(model):
     return modules
 
 
-def _write_elsewhere(backend, model, path, calibration_images, options):
+def _write_elsewhere(row, model, path, calibration_images, options):
     """Export in a fresh process, under the backend that can, without a GPU.
 
     The runtimes that serve compute on the CPU; and another process may be training.
@@ -271,7 +293,7 @@ def _write_elsewhere(backend, model, path, calibration_images, options):
             [sys.executable, "-c", _ELSEWHERE, str(folder), str(path)],
             env={
                 **os.environ,
-                "KERAS_BACKEND": backend,
+                "KERAS_BACKEND": row.backend,
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -286,7 +308,8 @@ def _write_elsewhere(backend, model, path, calibration_images, options):
             raise ValueError(wrong[-1].removeprefix("ValueError: "))
         tail = "\n".join(lines[-15:]) or "it said nothing"
         raise RuntimeError(
-            f"The export under {backend} failed with status {done.returncode}:\n{tail}"
+            f"The export under {row.backend} failed with status {done.returncode}:"
+            f"\n{tail}"
         )
     lines = done.stdout.splitlines()
     print(*(x for x in lines if x.startswith(options["format"])), sep="\n", flush=True)

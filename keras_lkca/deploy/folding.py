@@ -1,36 +1,54 @@
 """The same function with fewer numbers: what training needs and serving does not."""
 
+import collections
+
 import keras
 import numpy as np
 
-from keras_lkca.layers import FixedConv, PositionEmbedding, TokenDense
-from keras_lkca.models import LKCAViT
-from keras_lkca.models.blocks import patch_tokens
-from keras_lkca.models.image_model import ImageModel
+from keras_lkca.internals import calls, forget_compiled, graphs, sublayers
+from keras_lkca.layers import LKCA, FixedConv, StochasticDepth, TokenDense
+from keras_lkca.models import ImageModel, LKCAViT
+from keras_lkca.models.image_model import quantize_as
+
+# What does nothing in inference.
+TRAINING_ONLY = (
+    *(keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout),
+    *(keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D),
+    *(keras.layers.SpatialDropout3D, keras.layers.GaussianNoise, StochasticDepth),
+    keras.layers.ActivityRegularization,
+)
 
 
-def fold(model: LKCAViT) -> "FoldedLKCAViT":
+def fold(model: keras.Model) -> "FoldedModel":
     """Fold a trained model's linear maps into fewer of them.
 
-    With one kernel a layer nothing but linear maps stands between the value and the
+    With one kernel per layer nothing but linear maps stands between the value and the
     output projection, and the mixing of tokens commutes with both: they become one.
-    The scale and offset of every LayerNorm go into the layer behind it. Dropout and
-    stochastic depth vanish, and what follows from the kernels alone is computed once.
+    The scale and offset of a LayerNormalization go into the layers behind it, where
+    these are all Dense or LKCA layers. Dropout, noise and stochastic depth vanish, and
+    what follows from the kernels alone is computed once.
 
     `A(LayerNorm(x) V) O + b = A(n(x) W + c) + b` with `W = diag(gamma) V O` and
     `c = beta V O`, where `n` normalises and `A` mixes the tokens. With several kernels
-    a layer `V` and `O` stay two.
+    per layer `V` and `O` stay two.
+
+    What cannot be folded stays as it is, and is named in a line that is printed: a
+    layer that is called several times or on a grid of any size, a quantized one, an
+    LKCA layer within a layer that is no model, and a LayerNormalization whose output
+    goes elsewhere.
 
     Args:
-        model: A `LKCAViT`.
+        model: A functional or sequential model with `keras_lkca.layers.LKCA` layers in
+            it, or in models within it: `LKCAViT` or one of your own.
 
     Returns:
-        A `FoldedLKCAViT` of the same outputs up to rounding, to predict with, save
-        and export. It is not meant to be trained: its weights are not those of the
-        model.
+        A `FoldedModel` of the same outputs up to rounding, to predict with, save,
+        quantize and export. It is not meant to be trained: its weights are not those
+        of the model, which stays as it is.
 
     Raises:
-        ValueError: If `model` is no `LKCAViT`, or a quantized one.
+        ValueError: If `model` is no such model, or none of its LKCA layers can be
+            folded.
 
     Example:
 
@@ -39,86 +57,259 @@ def fold(model: LKCAViT) -> "FoldedLKCAViT":
     >>> deploy.fold(model).count_params() / model.count_params() < 0.86
     True
     """
-    if not isinstance(model, LKCAViT):
+    is_graph = isinstance(model, keras.Model) and getattr(model, "outputs", None)
+    if not is_graph or not any(isinstance(x, LKCA) for x in sublayers(model)):
         raise ValueError(
-            "`model` must be a LKCAViT; other models are exported as they are. "
+            "`model` must be a functional Keras model with LKCA layers; other models "
+            f"are exported as they are. Received: model={model!r}"
+        )
+    folding = _Folding(model)
+    folded = folding.graph(model)
+    left = ", ".join(f"{name} ({why})" for name, why in folding.left.items())
+    if not any(isinstance(layer, FixedConv) for layer in sublayers(folded)):
+        raise ValueError(
+            f"`model` has no LKCA layer that can be folded: {left}. "
             f"Received: model={model!r}"
         )
-    if model.quantized_layers:
-        raise ValueError(
-            "`model` is quantized: fold it first, then quantize what `fold` returns. "
-            f"Received: model={model!r}"
-        )
-    config = model.get_config()
-    names = ("trainable", "drop_path_rate", "dropout_rate")
-    folded = FoldedLKCAViT(**{k: v for k, v in config.items() if k not in names})
-    for name in ("patches", "positions"):
-        folded.get_layer(name).set_weights(model.get_layer(name).get_weights())
-    for index in range(config["depth"]):
-        _fold_block(model, folded, f"block_{index}")
-    if config["include_top"]:
-        kernel, bias = _after_norm(
-            model.get_layer("norm"), *model.get_layer("classifier").get_weights()
-        )
-        folded.get_layer("classifier").set_weights([kernel, bias])
-    elif config["pooling"]:
-        folded.get_layer("norm").set_weights(model.get_layer("norm").get_weights())
+    if left:
+        print(f"fold left as they are: {left}", flush=True)
     folded.trainable = False
     return folded
 
 
-def _fold_block(model, folded, block):
-    mixer = model.get_layer(f"{block}_lkca")
-    (value,) = mixer.value.get_weights()
-    projection, bias = mixer.projection.get_weights()
-    if mixer.num_kernels == 1:
-        value = _exact(value) @ _exact(projection)
-    value = _after_norm(model.get_layer(f"{block}_mixer_norm"), value)
-    folded.get_layer(f"{block}_value").set_weights(value)
-    kernel = keras.ops.convert_to_numpy(mixer.kernel)
-    mixing = folded.get_layer(f"{block}_mixing")
-    if mixer.num_kernels == 1:
-        mixing.set_weights([kernel, bias])
-    else:
-        mixing.set_weights([kernel])
-        folded.get_layer(f"{block}_projection").set_weights([projection, bias])
-    expand = model.get_layer(f"{block}_mlp_expand").get_weights()
-    folded.get_layer(f"{block}_mlp_expand").set_weights(
-        _after_norm(model.get_layer(f"{block}_mlp_norm"), *expand)
+class _Folding:
+    """What is known while a model is rebuilt, with the models within it."""
+
+    def __init__(self, model):
+        within = {id(graph): graph for _, graph in graphs(model) if _is_graph(graph)}
+        self.counts = collections.Counter(
+            id(call.operation) for graph in within.values() for call in calls(graph)
+        )
+        self.made = {}  # by what each takes the place of, shared ones once
+        self.left = {}  # names of what stays, and why
+
+    def graph(self, model, path=""):
+        """Return a functional model, folded."""
+        if not isinstance(model, keras.Sequential):
+            graph = keras.Model(model.input, model.output, name=model.name)
+        else:
+            graph = keras.Model(model.inputs, model.outputs, name=model.name)
+        nodes = calls(graph)
+        norms = self._norms(graph, nodes, path)
+        names = {node.operation.name for node in nodes}
+        mixers = {
+            id(node.operation)
+            for node in nodes
+            if isinstance(node.operation, LKCA) and not self._why_not(node)
+        }
+        for node in nodes:
+            why = self._why_not(node)
+            if _holds_lkca(node.operation) and why:
+                self.left[path + node.operation.name] = why
+        chains, weights = {}, []
+
+        def clone(operation):
+            if id(operation) in self.made:
+                return self.made[id(operation)]
+            norm = norms.get(id(operation))
+            if id(operation) in mixers:
+                chain, values = _folded_lkca(operation, norm, names)
+                new = chain[0]
+                chains[id(new)] = chain
+                weights.extend(zip(chain, values, strict=True))
+            elif isinstance(operation, keras.Model) and _is_graph(operation):
+                new = self.graph(operation, f"{path}{operation.name}/")
+            elif norm is operation:
+                config = {**norm.get_config(), "center": False, "scale": False}
+                new = type(norm).from_config(config)
+            elif norm is not None:
+                kernel, *bias = operation.get_weights()
+                values = _after_norm(norm, kernel, *bias)
+                config = {**operation.get_config(), "use_bias": len(values) > 1}
+                new = type(operation).from_config(config)
+                weights.append((new, values))
+            else:
+                new = _copy(operation)
+                if isinstance(operation, keras.layers.Layer):
+                    weights.append((new, operation.get_weights()))
+            self.made[id(operation)] = new
+            return new
+
+        def call(layer, *args, **kwargs):
+            if _vanishes(layer, args, kwargs):
+                return args[0]
+            for part in chains.get(id(layer), ()):
+                args, kwargs = (part(*args),), {}
+            return args[0] if id(layer) in chains else layer(*args, **kwargs)
+
+        new = keras.models.clone_model(graph, clone_function=clone, call_function=call)
+        for layer, values in weights:
+            layer.set_weights(values)
+        names = model.class_names if isinstance(model, ImageModel) else None
+        folded = FoldedModel(new.input, new.output, names, name=model.name)
+        folded.dtype_policy = model.dtype_policy
+        return folded
+
+    def _why_not(self, node):
+        """Return why an LKCA or Dense layer does not take part, or `None`."""
+        layer = node.operation
+        if type(layer) not in (LKCA, TokenDense, keras.layers.Dense):
+            if _holds_lkca(layer):
+                return "LKCA within a layer that is no functional model"
+            return "neither Dense nor LKCA"
+        if self.counts[id(layer)] > 1:
+            return "called several times"
+        within = [layer.value, layer.projection] if type(layer) is LKCA else [layer]
+        if any(len(dense.weights) != 1 + dense.use_bias for dense in within):
+            return "quantized, or with LoRA: fold it first"
+        if type(layer) is LKCA and None in node.input_tensors[0].shape[1:]:
+            return "on a grid of any size"
+        if type(layer) is LKCA and layer.dropout_rate and _trains(node):
+            return "called with training=True"
+        return None
+
+    def _norms(self, graph, nodes, path):
+        """Return the LayerNormalization whose part each layer takes, by layer."""
+        takers, ends = collections.defaultdict(list), set(map(id, graph.outputs))
+        for node in nodes:
+            for tensor in node.input_tensors:
+                takers[id(tensor)].append(node)
+
+        def behind(tensor):
+            for node in takers[id(tensor)]:
+                arguments = node.arguments
+                if _vanishes(node.operation, arguments.args, arguments.kwargs):
+                    yield from behind(node.outputs[0])
+                else:
+                    why = self._why_not(node)
+                    yield why and f"goes to {node.operation.name}, {why}", node
+            if id(tensor) in ends:
+                yield "is an output", None
+
+        norms = {}
+        for node in nodes:
+            norm = node.operation
+            if type(norm) is not keras.layers.LayerNormalization:
+                continue
+            found = list(behind(node.outputs[0]))
+            reasons = [why for why, _ in found if why]
+            if self.counts[id(norm)] > 1:
+                reasons = ["called several times"]
+            last = len(node.outputs[0].shape) - 1
+            if norm.axis not in (-1, last, [-1], [last]):
+                reasons = ["not over the last axis"]
+            if reasons and (norm.center or norm.scale):
+                self.left[path + norm.name] = reasons[0]
+            elif not reasons:
+                norms[id(norm)] = norm
+                norms.update((id(taker.operation), norm) for _, taker in found)
+        return norms
+
+
+def _is_graph(model):
+    return bool(getattr(model, "outputs", None))
+
+
+def _holds_lkca(operation):
+    if isinstance(operation, keras.Model) and _is_graph(operation):
+        return False  # asked of the layers within it
+    within = sublayers(operation) if isinstance(operation, keras.layers.Layer) else []
+    return any(isinstance(layer, LKCA) for layer in [operation, *within])
+
+
+def _trains(node):
+    return bool(node.arguments.kwargs.get("training"))
+
+
+def _vanishes(layer, args, kwargs):
+    """Whether a call does nothing in inference, not even change the dtype."""
+    return (
+        type(layer) in TRAINING_ONLY
+        and len(args) == 1
+        and not kwargs.get("training")
+        and args[0].dtype == layer.compute_dtype
     )
-    name = f"{block}_mlp_project"
-    folded.get_layer(name).set_weights(model.get_layer(name).get_weights())
 
 
-def _after_norm(norm, kernel, bias=0.0):
-    """Return the kernel and the bias that take the place of a LayerNorm's too."""
-    gamma, beta = map(_exact, norm.get_weights())
+def _copy(operation):
+    """Return a layer of the same configuration; it is built as the first one was."""
+    return keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(operation),
+        custom_objects={type(operation).__name__: type(operation)},
+        safe_mode=False,  # the code is the user's own, in hand
+    )
+
+
+def _folded_lkca(layer, norm, names):
+    """Return the layers that take the place of one, and their weights."""
+    (value,) = layer.value.get_weights()
+    projection, *bias = layer.projection.get_weights()
+    channels = projection.shape[1]
+    # A narrow value is cheaper as it is.
+    joined = layer.num_kernels == 1 and 2 * value.shape[1] >= channels
+    if joined:
+        value = _exact(value) @ _exact(projection)
+    values = [_after_norm(norm, value)]
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    values.append([kernel, *bias] if joined else [kernel])
+    stem = layer.name.removesuffix("_lkca")
+    if any(f"{stem}_{part}" in names for part in ("value", "mixing", "projection")):
+        stem = f"{layer.name}_folded"
+    options = {"dtype": layer.dtype_policy}
+    dense = TokenDense(
+        value.shape[1], use_bias=len(values[0]) > 1, name=f"{stem}_value", **options
+    )
+    mixing = FixedConv(
+        *(kernel.shape[:2], layer.num_kernels, joined and layer.use_bias, layer.method),
+        name=f"{stem}_mixing",
+        **options,
+    )
+    if joined:
+        return [dense, mixing], values
+    last = TokenDense(
+        channels, use_bias=layer.use_bias, name=f"{stem}_projection", **options
+    )
+    return [dense, mixing, last], [*values, [projection, *bias]]
+
+
+def _after_norm(norm, kernel, bias=None):
+    """Return a Dense layer's weights that take the place of a LayerNorm's too."""
     kernel = _exact(kernel)
-    return gamma[:, None] * kernel, beta @ kernel + _exact(bias)
+    bias = None if bias is None else _exact(bias)
+    if norm is not None and norm.center:
+        bias = _exact(norm.beta) @ kernel + (0 if bias is None else bias)
+    if norm is not None and norm.scale:
+        kernel = _exact(norm.gamma)[:, None] * kernel
+    return [kernel] if bias is None else [kernel, bias]
 
 
 def _exact(array):
-    return np.asarray(array, "float64")
+    return np.asarray(keras.ops.convert_to_numpy(array), "float64")
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
-class FoldedLKCAViT(ImageModel):
-    """A `LKCAViT` to serve: what `fold` returns, see there.
+@keras.saving.register_keras_serializable(package="keras_lkca", name="FoldedLKCAViT")
+class FoldedModel(ImageModel):
+    """A model to serve: what `fold` returns, see there.
 
     What follows from the kernels is kept. Where weights are changed in another way
     than by this model's `set_weights` and `load_weights`, call `prepare()`.
 
     Args:
-        **arguments: Those of `keras_lkca.LKCAViT` but its dropout rates.
+        inputs: See `keras_lkca.models.ImageModel`.
+        outputs: Likewise.
+        class_names: Likewise.
+        name: Likewise.
+        trainable: Likewise.
 
     Input shape:
-        `(batch, height, width, channels)`.
+        That of the model that was folded.
 
     Output shape:
-        That of the `LKCAViT`.
+        That of the model that was folded.
 
     Raises:
-        ValueError: If an argument is not as above.
+        ValueError: If `class_names` are not a string per class.
 
     Example:
 
@@ -133,103 +324,12 @@ class FoldedLKCAViT(ImageModel):
           https://arxiv.org/abs/2401.05738), method section.
     """
 
-    def __init__(
-        self,
-        input_shape,
-        num_classes,
-        patch_size,
-        embed_dim,
-        depth,
-        mlp_ratio,
-        num_kernels,
-        kernel_size,
-        method,
-        include_top,
-        pooling,
-        classifier_activation,
-        image_mean,
-        image_std,
-        class_names=None,
-        dtype=None,
-        **kwargs,
-    ):
-        policy = keras.dtype_policies.get(dtype)
-
-        def normalize(x, name):
-            return keras.layers.LayerNormalization(
-                epsilon=1e-5, center=False, scale=False, dtype=policy, name=name
-            )(x)
-
-        def dense(x, units, name, activation=None):
-            return TokenDense(units, activation=activation, dtype=policy, name=name)(x)
-
-        images, x = patch_tokens(
-            input_shape, patch_size, embed_dim, image_mean, image_std, policy
-        )
-        x = PositionEmbedding(dtype=policy, name="positions")(x)
-        rows, columns = x.shape[1:3]
-        extent = kernel_size or (2 * rows - 1, 2 * columns - 1)
-        extent = (extent, extent) if isinstance(extent, int) else extent
-        for index in range(depth):
-            block = f"block_{index}"
-            y = dense(normalize(x, f"{block}_mixer_norm"), embed_dim, f"{block}_value")
-            y = FixedConv(
-                *(extent, num_kernels, num_kernels == 1, method),
-                dtype=policy,
-                name=f"{block}_mixing",
-            )(y)
-            if num_kernels > 1:
-                y = dense(y, embed_dim, f"{block}_projection")
-            x = keras.layers.Add(dtype=policy, name=f"{block}_mixer_add")([x, y])
-            hidden = max(round(embed_dim * mlp_ratio), 1)
-            y = normalize(x, f"{block}_mlp_norm")
-            y = dense(y, hidden, f"{block}_mlp_expand", "gelu")
-            y = dense(y, embed_dim, f"{block}_mlp_project")
-            x = keras.layers.Add(dtype=policy, name=f"{block}_mlp_add")([x, y])
-        if pooling:
-            pools = {
-                "avg": keras.layers.GlobalAveragePooling2D,
-                "max": keras.layers.GlobalMaxPooling2D,
-            }
-            x = pools[pooling](dtype=policy, name="pool")(x)
-        if include_top:
-            x = keras.layers.Dense(
-                num_classes,
-                activation=classifier_activation,
-                dtype=policy.variable_dtype,
-                name="classifier",
-            )(normalize(x, "norm"))
-        elif pooling:
-            x = keras.layers.LayerNormalization(
-                epsilon=1e-5, dtype=policy, name="norm"
-            )(x)
-        arguments = {
-            "input_shape": input_shape,
-            "num_classes": num_classes,
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "mlp_ratio": mlp_ratio,
-            "num_kernels": num_kernels,
-            "kernel_size": kernel_size,
-            "method": method,
-            "include_top": include_top,
-            "pooling": pooling,
-            "classifier_activation": classifier_activation,
-            "image_mean": image_mean,
-            "image_std": image_std,
-            "class_names": class_names,
-            "dtype": keras.dtype_policies.serialize(policy),
-        }
-        super().__init__(images, x, class_names, arguments=arguments, **kwargs)
-        self.dtype_policy = policy
-
     def prepare(self):
         """Compute anew what follows from the kernels."""
-        for layer in self.layers:
+        for layer in sublayers(self):
             if isinstance(layer, FixedConv):
                 layer.prepare()
-        self._forget_compiled()
+        forget_compiled(self)
 
     def set_weights(self, weights):
         """Set the weights, and what follows from them."""
@@ -237,10 +337,25 @@ class FoldedLKCAViT(ImageModel):
         self.prepare()
 
     def load_weights(self, filepath, **arguments):
-        """Load the weights; each layer computes what follows from its own."""
+        """Load the weights, and compute what follows from them."""
         super().load_weights(filepath, **arguments)
-        self._forget_compiled()
+        self.prepare()
 
-    def _forget_compiled(self):
-        # Keras's compiled functions hold what was computed before.
-        self.predict_function = self.test_function = None
+    def get_config(self):
+        """Return the graph and the dtype policy."""
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {**super().get_config(), "dtype": policy}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a model from what `get_config` returned, or that of version 0.1.0."""
+        config = dict(config)
+        if "layers" not in config:  # as FoldedLKCAViT: the arguments of the LKCAViT
+            quantized = config.pop("quantized", {})
+            model = fold(LKCAViT(**config))
+            quantize_as(model, quantized, custom_objects)
+            return model
+        policy = keras.dtype_policies.deserialize(config.pop("dtype"))
+        model = super().from_config(config, custom_objects)
+        model.dtype_policy = policy
+        return model

@@ -1,10 +1,17 @@
-"""Each format, written by its own library and read by the runtime that serves it."""
+"""Each format, written by its own library and read by the runtime that serves it.
+
+Another format is a row of `FORMATS`, and the two functions that it names.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from keras_lkca.extras import require
-from keras_lkca.models.classifiers import gives_probabilities
+from keras_lkca.internals import layers_by_path, one_scale_per_matrix
+from keras_lkca.models.classifiers import gives_probabilities, image_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -13,18 +20,9 @@ def erf_gelu(x):
     return 0.5 * x * (1 + keras.ops.erf(x * (0.5**0.5)))
 
 
-def all_layers(model):
-    """Yield a model's layers, those of models within it too."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from all_layers(layer)
-        else:
-            yield layer
-
-
 def use_erf(model):
     """Let a model's exact GELUs be computed by `erf`."""
-    for layer in all_layers(model):
+    for layer in layers_by_path(model).values():
         if getattr(layer, "activation", None) is keras.activations.gelu:
             layer.activation = erf_gelu
 
@@ -37,24 +35,24 @@ def probabilities(model, images):
     return keras.ops.softmax(outputs)
 
 
-def tf_saved_model(model, path, image_bytes=False):
+def write_tf_saved_model(model, path, image_bytes, class_names):
     """Write a SavedModel with the signatures of TensorFlow Serving.
 
     Args:
         model: A classifier; the backend is TensorFlow.
         path: Folder to write.
         image_bytes: Whether to add a signature on encoded images.
+        class_names: Names of the classes, or `None`.
     """
     tf = require("tensorflow", "export")
-    height, width, channels = model.input_shape[1:]
-    names = getattr(model, "class_names", None)
+    height, width, channels = image_shape(model)
 
     def answers(images):
         found = probabilities(model, images)
         best = tf.argmax(found, -1)
         outputs = {"probabilities": found, "classes": best}
-        if names:
-            outputs["labels"] = tf.gather(tf.constant(names), best)
+        if class_names:
+            outputs["labels"] = tf.gather(tf.constant(class_names), best)
         return outputs
 
     shape = (None, height, width, channels)
@@ -109,7 +107,7 @@ def read_tf_saved_model(path):
 def _function(model, batch):
     """Return the model as one TensorFlow function of images."""
     tf = require("tensorflow", "export")
-    shape = (batch, *model.input_shape[1:])
+    shape = (batch, *image_shape(model))
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
     def function(images):
@@ -118,7 +116,7 @@ def _function(model, batch):
     return function
 
 
-def onnx(model, path):
+def write_onnx(model, path):
     """Write an ONNX file, of any batch size; the backend is TensorFlow."""
     tf2onnx = require("tf2onnx", "export")
     function = _function(model, None)
@@ -140,7 +138,7 @@ def read_onnx(path):
 QUANTIZE = ("weights", "int8")
 
 
-def litert(model, path, quantize=None, calibration_images=None):
+def write_litert(model, path, quantize, calibration_images):
     """Write a LiteRT file for one image at a time; the backend is TensorFlow.
 
     Args:
@@ -163,8 +161,7 @@ def litert(model, path, quantize=None, calibration_images=None):
         converter.representative_dataset = lambda: (
             [image[None]] for image in calibration_images
         )
-        # One scale a matrix: with one a row the scales take a tenth of the file.
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+        one_scale_per_matrix(converter)
     path.write_bytes(converter.convert())
 
 
@@ -189,10 +186,10 @@ def read_litert(path):
     return read
 
 
-def openvino(model, path):
+def write_openvino(model, path):
     """Write OpenVINO's two files, of any batch size; the backend is TensorFlow."""
     runtime = require("openvino", "export")
-    shape = (-1, *model.input_shape[1:])
+    shape = (-1, *image_shape(model))
     converted = runtime.convert_model(
         _function(model, None).get_concrete_function(), input=[("images", shape)]
     )
@@ -209,7 +206,7 @@ def read_openvino(path):
     return lambda images: compiled([images])[0]
 
 
-def torch(model, path):
+def write_torch(model, path):
     """Write a program for `torch.export.load`; the backend is torch."""
     library = require("torch", "torch")
 
@@ -222,7 +219,7 @@ def torch(model, path):
             return probabilities(self.model, images)
 
     batch = library.export.Dim("batch", min=1)
-    example = library.zeros((2, *model.input_shape[1:]))
+    example = library.zeros((2, *image_shape(model)))
     with library.no_grad():
         program = library.export.export(
             Serve().eval(), (example,), dynamic_shapes={"images": {0: batch}}
@@ -242,11 +239,65 @@ def read_torch(path):
     return read
 
 
-# A path to a function of float32 images that returns probabilities.
-READERS = {
-    "tf_saved_model": read_tf_saved_model,
-    "onnx": read_onnx,
-    "litert": read_litert,
-    "openvino": read_openvino,
-    "torch": read_torch,
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format that models are exported to.
+
+    Args:
+        backend: The backend that exports it.
+        packages: What the export and its check import.
+        extra: The extra of keras-lkca that brings them.
+        write: A function of a model, a path and the `options`, by name.
+        read: A function of a path that returns one of float32 images, to probabilities.
+        ending: That of its file; none for a folder that holds one for each version.
+        options: Those of `keras_lkca.deploy.export`'s arguments that it takes.
+        beside: Ending of a second file, or `None`.
+    """
+
+    backend: str
+    packages: tuple[str, ...]
+    extra: str
+    write: Callable
+    read: Callable
+    ending: str = ""
+    options: tuple[str, ...] = ()
+    beside: str | None = None
+
+
+FORMATS = {
+    "tf_saved_model": Format(
+        "tensorflow",
+        ("tensorflow",),
+        "export",
+        write_tf_saved_model,
+        read_tf_saved_model,
+        options=("image_bytes", "class_names", "version"),
+    ),
+    "onnx": Format(
+        "tensorflow",
+        ("tensorflow", "tf2onnx", "onnxruntime"),
+        "export",
+        write_onnx,
+        read_onnx,
+        ".onnx",
+    ),
+    "litert": Format(
+        "tensorflow",
+        ("tensorflow", "ai_edge_litert"),
+        "export",
+        write_litert,
+        read_litert,
+        ".tflite",
+        options=("quantize", "calibration_images"),
+    ),
+    "openvino": Format(
+        "tensorflow",
+        ("tensorflow", "openvino"),
+        "export",
+        write_openvino,
+        read_openvino,
+        ".xml",
+        beside=".bin",
+    ),
+    "torch": Format("torch", ("torch",), "torch", write_torch, read_torch, ".pt2"),
 }

@@ -8,10 +8,14 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import decode
+from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import check_classifier, gives_probabilities
+from keras_lkca.models.image_model import check_class_names
 
 
-def predict(model, images, top: int = 5, batch_size: int = 128) -> list:
+def predict(
+    model, images, top: int = 5, batch_size: int = 128, class_names=None
+) -> list:
     """Classify images, the likeliest classes first.
 
     Args:
@@ -22,11 +26,13 @@ def predict(model, images, top: int = 5, batch_size: int = 128) -> list:
             input.
         top: Positive integer, how many classes to return, or fewer where there are
             fewer.
-        batch_size: Positive integer, images a step.
+        batch_size: Positive integer, images per step.
+        class_names: Sequence of strings, one per class. Defaults to those that the
+            model carries, or a model within it whose outputs are its own; or else to
+            the classes' numbers.
 
     Returns:
-        A list an image of pairs (name, probability), the names those of the model's
-        `class_names`, or the classes' numbers as strings.
+        A list per image of pairs (name, probability).
 
     Raises:
         ValueError: If `model` is no classifier of images or no file of one, or the
@@ -45,19 +51,27 @@ def predict(model, images, top: int = 5, batch_size: int = 128) -> list:
     check_positive_int("top", top)
     model = read_model(model)
     check_classifier(model)
-    shape, classes = model.input_shape[1:], model.output_shape[-1]
-    images = _as_images(images, shape)
+    names = names_of(model, class_names) or tuple(
+        map(str, range(model.output_shape[1]))
+    )
+    images = _as_images(images, classifiers.image_shape(model))
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
     if not gives_probabilities(model):
         outputs = np.exp(outputs - outputs.max(1, keepdims=True))
         outputs /= outputs.sum(1, keepdims=True)
-    names = getattr(model, "class_names", None) or tuple(map(str, range(classes)))
     best = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
     return [
         [(names[i], float(row[i])) for i in order]
         for row, order in zip(outputs, best, strict=True)
     ]
+
+
+def names_of(model, class_names):
+    """Return the names given, or else those that a classifier carries."""
+    if class_names is None:
+        return classifiers.class_names(model)
+    return check_class_names(class_names, model.output_shape)
 
 
 def read_model(model) -> keras.Model:

@@ -21,8 +21,9 @@ def attention_map(model, query, image=None) -> dict[str, np.ndarray]:
     Args:
         model: A model with LKCA layers, see `keras_lkca.interpret.mixing_layers`, or
             a `keras_lkca.ViT`.
-        query: Pair of integers (row, column) on the token grid; or `None` for a ViT's
-            class token.
+        query: Pair of integers (row, column) on the token grid, the first layer's
+            where they differ, the others taking the token of the same place; or `None`
+            for a ViT's class token.
         image: For a ViT: `(height, width, channels)` in [0, 255].
 
     Returns:
@@ -53,16 +54,20 @@ def attention_map(model, query, image=None) -> dict[str, np.ndarray]:
             name: weights[:, row, 1:].reshape(-1, *grid)
             for name, weights in softmax_maps(model, attention, image).items()
         }
-    results = {}
-    for name, layer in mixing_layers(model).items():
-        grid = static_grid(name, layer)
-        query_index(query, grid, class_token=False)
+    results, layers = {}, mixing_layers(model)
+    grids = {name: static_grid(name, layer) for name, layer in layers.items()}
+    first = next(iter(grids.values()))
+    query_index(query, first, class_token=False)
+    for name, layer in layers.items():
+        grid = grids[name]
         kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel), "float32")
         # The window of the padded kernel that the grid sees from the query.
         padded = np.pad(kernel, [(size, size) for size in grid] + [(0, 0)])
         window = tuple(
             slice(extent // 2 + size - place, extent // 2 + 2 * size - place)
-            for extent, size, place in zip(kernel.shape, grid, query, strict=False)
+            for extent, size, place in zip(
+                kernel.shape, grid, same_place(query, first, grid), strict=False
+            )
         )
         results[name] = np.moveaxis(padded[window], -1, 0)
     return results
@@ -163,6 +168,14 @@ def static_grid(name, layer):
     return tuple(layer.grid)
 
 
+def same_place(query, grid, other):
+    """Return the token of another grid in whose place one of a grid lies."""
+    return tuple(
+        place * size // whole
+        for place, whole, size in zip(query, grid, other, strict=True)
+    )
+
+
 def check_tokens(grid):
     """Raise a `ValueError` where a matrix of tokens by tokens would be too large."""
     if grid[0] * grid[1] > MAX_TOKENS:
@@ -190,13 +203,20 @@ def check_image(model, image):
     """Return an image as a batch of one, or raise a `ValueError`."""
     shape = tuple(model.input_shape[1:])
     array = None if image is None else np.asarray(image)
-    if array is None or array.shape != shape or array.dtype.kind not in "uif":
+    if array is None or not fits(shape, array.shape) or array.dtype.kind not in "uif":
         received = "None" if array is None else f"{array.dtype} {array.shape}"
         raise ValueError(
             f"`image` must be numbers of shape {shape} in [0, 255], as the model "
             f"takes them. Received: {received}"
         )
     return array[None].astype("float32")
+
+
+def fits(shape, received):
+    """Whether a shape is one that a model takes, whose sizes may be any."""
+    return len(shape) == len(received) and all(
+        a in (None, b) for a, b in zip(shape, received, strict=True)
+    )
 
 
 def softmax_maps(model, layers, image):

@@ -5,9 +5,10 @@ import numpy as np
 
 from keras_lkca.backend import gradient
 from keras_lkca.checks import check_positive_int
-from keras_lkca.internals import calls
+from keras_lkca.internals import calls, is_quantized
 from keras_lkca.interpret.attention import (
     check_image,
+    fits,
     query_index,
     self_attention,
     vit_grid,
@@ -31,8 +32,8 @@ def effective_receptive_field(
             `(batch, rows, columns, channels)`: `LKCAViT`, `ViT` or another.
         images: `(n, height, width, channels)` in [0, 255].
         query: Pair of integers (row, column) of the token. Defaults to the centre.
-        draws: Positive integer, draws of the signs an image.
-        batch_size: Positive integer, images a step.
+        draws: Positive integer, draws of the signs per image.
+        batch_size: Positive integer, images per step.
 
     Returns:
         Array `(height, width)` that sums to 1: the share of the energy that each
@@ -212,7 +213,7 @@ def check_explainable(model):
             "`model` must classify the mean of its tokens: a LKCAViT, or a ViT with "
             f"pooling='avg'. Received: model={model!r}"
         )
-    if found[2].quantization_mode is not None:
+    if is_quantized(found[2]):
         raise ValueError(
             "`model` is quantized, and its classifier's weights are codes; explain "
             f"the model as it was before. Received: model={model!r}"
@@ -269,10 +270,11 @@ def feature_map_model(model) -> keras.Model:
             if trunk.weights:
                 return trunk
         if isinstance(node.operation, keras.Model):
-            raise ValueError(
-                "`model` holds its feature map within a model: give that one, "
-                f"model.get_layer({node.operation.name!r}). Received: model={model!r}"
-            )
+            try:
+                within = feature_map_model(node.operation)
+            except ValueError:  # none in this one
+                continue
+            return keras.Model(model.inputs[0], within(node.input_tensors[0]))
     raise ValueError(
         "`model` must be a functional model with a feature map of static size, "
         f"(batch, rows, columns, channels). Received: model={model!r}"
@@ -282,8 +284,8 @@ def feature_map_model(model) -> keras.Model:
 def check_images(model, images):
     """Return images as float32, or raise a `ValueError`."""
     shape, array = tuple(model.input_shape[1:]), np.asarray(images)
-    fits = array.ndim == 4 and array.shape[1:] == shape and len(array)
-    if not fits or array.dtype.kind not in "uif":
+    right = fits(shape, array.shape[1:]) and len(array)
+    if not right or array.dtype.kind not in "uif":
         raise ValueError(
             f"`images` must be numbers of shape {('n', *shape)} in [0, 255]. "
             f"Received: {array.dtype} {array.shape}"

@@ -15,6 +15,7 @@ from keras_lkca.interpret.attention import (
     attention_rollout,
     check_image,
     check_tokens,
+    same_place,
     self_attention,
     softmax_maps,
     static_grid,
@@ -64,16 +65,16 @@ def short(name):
     return name.replace("_", " ")
 
 
-def _outer(axes, columns, below, left):
-    """Label the outer panels only."""
+def _outer(axes, columns, below, left, alike=True):
+    """Label the outer panels only; the ticks too where they are alike."""
     for index, panel in enumerate(axes):
         if index % columns == 0:
             panel.set_ylabel(left)
-        else:
+        elif alike:
             panel.set_yticklabels([])
         if index + columns >= len(axes):
             panel.set_xlabel(below)
-        else:
+        elif alike:
             panel.set_xticklabels([])
 
 
@@ -130,19 +131,20 @@ def plot_kernels(model, max_kernels: int = 4):
             which = f", kernel {g}" if kernel.shape[-1] > 1 else ""
             axes[index].set_title(f"{short(name)}{which}{reach}", size=9)
             index += 1
-    _outer(axes, columns, "columns right", "rows down")
+    alike = len({kernel.shape[:2] for kernel in found.values()}) == 1
+    _outer(axes, columns, "columns right", "rows down", alike)
     figure.colorbar(image, ax=list(axes), shrink=0.8, label="weight")
     return figure
 
 
-def plot_statistics(model, other=None, image=None):
+def plot_statistics(model, beside=None, image=None):
     """Draw reach, share nearby, symmetry and frequencies over the depth.
 
     Args:
-        model: See `keras_lkca.interpret.kernel_statistics`. Of several kernels a layer
-            the mean is drawn.
-        other: A `keras_lkca.ViT`, whose mean attention distance on `image` is drawn
-            beside the reach.
+        model: See `keras_lkca.interpret.kernel_statistics`. Of several kernels per
+            layer the mean is drawn.
+        beside: A second model, whose reach is drawn beside: that of its kernels, or of
+            a `keras_lkca.ViT` the mean attention distance on `image`.
         image: See `keras_lkca.interpret.attention_map`.
 
     Returns:
@@ -157,18 +159,21 @@ def plot_statistics(model, other=None, image=None):
     >>> from keras_lkca import LKCAViT, interpret
     >>> figure = interpret.plot_statistics(LKCAViT(depth=2))
     """
-    statistics = list(kernel_statistics(model).values())
+    statistics = kernel_statistics(model)
     grids = {tuple(layer.grid) for layer in mixing_layers(model).values()}
 
-    def over_depth(key):
+    def over_depth(key, statistics=statistics):
         with np.errstate(invalid="ignore"):
-            return [float(np.mean(s[key])) for s in statistics]
+            return [float(np.mean(s[key])) for s in statistics.values()]
 
     figure, axes = panels(3, size=2.9, title="From the first block to the last")
     axes[0].plot(over_depth("mean_distance_on_grid"), "o-", ms=4, label="LKCA")
-    if other is not None:
-        distances = [_distance_of_maps(m) for m in _all_maps(other, image)]
+    if beside is not None and self_attention(beside):
+        distances = [_distance_of_maps(m) for m in _all_maps(beside, image)]
         axes[0].plot(distances, "s--", ms=4, label="ViT, one image")
+    elif beside is not None:
+        distances = over_depth("mean_distance_on_grid", kernel_statistics(beside))
+        axes[0].plot(distances, "s--", ms=4, label="LKCA, beside")
     if len(grids) == 1 and None not in min(grids):
         uniform = uniform_distance(min(grids))
         axes[0].axhline(uniform, color="0.6", lw=1, ls=":", label="all tokens alike")
@@ -260,7 +265,7 @@ def plot_frequency_response(model, max_kernels: int = 4):
             axes[index].set_title(f"{short(name)}{low}", size=9)
             axes[index].set(xticks=(-0.5, 0, 0.5), yticks=(-0.5, 0, 0.5))
             index += 1
-    _outer(axes, columns, "cycles a token", "cycles a token")
+    _outer(axes, columns, "cycles per token", "cycles per token")
     figure.colorbar(image, ax=list(axes), shrink=0.8, label="share of the largest")
     return figure
 
@@ -327,15 +332,15 @@ def plot_equivalence(model, layer: str | None = None, query=None):
     return figure
 
 
-def plot_attention_map(model, query, image=None, other=None):
+def plot_attention_map(model, query, image=None, beside=None):
     """Draw where one token looks, layer by layer and through all of them.
 
     Args:
         model: See `keras_lkca.interpret.attention_map`; of several kernels or heads
             the mean is drawn.
-        query: Pair of integers (row, column) on the token grid.
+        query: See `keras_lkca.interpret.attention_map`.
         image: `(height, width, channels)` in [0, 255], drawn first.
-        other: A second model, drawn below; a `keras_lkca.ViT` of the same images.
+        beside: A second model of the same images, drawn below.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -349,7 +354,7 @@ def plot_attention_map(model, query, image=None, other=None):
     >>> from keras_lkca import LKCAViT, interpret
     >>> figure = interpret.plot_attention_map(LKCAViT(depth=2), query=(2, 3))
     """
-    models = [model] if other is None else [model, other]
+    models = [model] if beside is None else [model, beside]
     if image is not None:
         for each in models:
             check_image(each, image)
@@ -368,7 +373,7 @@ def plot_attention_map(model, query, image=None, other=None):
         if drawn is None:
             panel.remove()
             continue
-        title, values, style = drawn
+        title, values, style, place = drawn
         if style == "image":
             panel.imshow(_displayed(values), cmap="gray", vmin=0, vmax=255)
             panel.set_axis_off()
@@ -377,8 +382,8 @@ def plot_attention_map(model, query, image=None, other=None):
             low = -limit if style == DIVERGING else 0
             panel.imshow(values, cmap=style, vmin=low, vmax=limit)
             edge = "black" if style == DIVERGING else "white"
-            if query is not None:
-                panel.plot(query[1], query[0], "+", color=edge, ms=8, mew=1.2)
+            if place is not None:
+                panel.plot(place[1], place[0], "+", color=edge, ms=8, mew=1.2)
             panel.set(xticks=(0, values.shape[1] - 1), yticks=(0, values.shape[0] - 1))
         panel.set_title(title, size=9)
     return figure
@@ -388,14 +393,18 @@ def _map_panels(model, query, image):
     maps = attention_map(model, query, image)
     signed = min(values.min() for values in maps.values()) < 0
     kind = "ViT" if self_attention(model) else "LKCA"
-    drawn = [("the image", np.asarray(image), "image")] if image is not None else []
+    style = DIVERGING if signed else SEQUENTIAL
+    first = next(iter(maps.values())).shape[1:]
+    drawn = []
+    if image is not None:
+        drawn = [("the image", np.asarray(image), "image", None)]
     for name, values in maps.items():
-        style = DIVERGING if signed else SEQUENTIAL
-        drawn.append((f"{kind}, {short(name)}", values.mean(0), style))
+        place = query and same_place(query, first, values.shape[1:])
+        drawn.append((f"{kind}, {short(name)}", values.mean(0), style, place))
     grids = {values.shape[1:] for values in maps.values()}
     if len(grids) == 1 and np.prod(min(grids)) <= MAX_TOKENS:
         rollout = attention_rollout(model, query, image)[-1]
-        drawn.append((f"{kind}, all blocks", rollout, SEQUENTIAL))
+        drawn.append((f"{kind}, all blocks", rollout, SEQUENTIAL, query))
     return drawn
 
 

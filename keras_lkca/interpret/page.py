@@ -4,6 +4,7 @@ import datetime
 import html
 import io
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -12,20 +13,13 @@ from keras_lkca import models
 from keras_lkca.checks import check_positive_int
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
+from keras_lkca.internals import is_quantized, layers_by_path, sublayers
 from keras_lkca.interpret import figures
-from keras_lkca.interpret.attention import (
-    MAX_TOKENS,
-    self_attention,
-    static_grid,
-    vit_grid,
-)
-from keras_lkca.interpret.fields import (
-    check_explainable,
-    check_images,
-    feature_map_model,
-)
+from keras_lkca.interpret.attention import self_attention, static_grid
+from keras_lkca.interpret.fields import check_images
 from keras_lkca.interpret.macs import count_macs
 from keras_lkca.interpret.statistics import kernel_statistics, mixing_layers
+from keras_lkca.layers import FixedConv
 
 # matplotlib draws lines and letters in this colour, which the page replaces by its own.
 INK = "#123456"
@@ -60,18 +54,24 @@ nav a { color: var(--accent); margin-right: 1rem; text-decoration: none; }
 """
 
 
-def report(model, images, output, other=None, max_images: int = 10) -> pathlib.Path:
+def report(
+    model, images, output, beside=None, max_images: int = 10, title: str | None = None
+) -> pathlib.Path:
     """Write one HTML page with a model's figures, and the numbers behind them.
 
-    It is whole in itself: the figures are within, nothing is fetched.
+    It is whole in itself: the figures are within, nothing is fetched. Where a figure
+    cannot be drawn of a model, the page says why in its place.
 
     Args:
-        model: A `LKCAViT`, or what `deploy.fold` returned.
+        model: A model with LKCA layers, see `keras_lkca.interpret.mixing_layers`.
         images: `(n, height, width, channels)` in [0, 255], to average the receptive
             field over and to show; a few tens do.
         output: Path of the page, `.html`.
-        other: A `keras_lkca.ViT` of the same images, shown beside it.
+        beside: A second model of the same images, shown beside it: a `keras_lkca.ViT`,
+            or another with LKCA layers.
         max_images: Positive integer, how many images to show.
+        title: The page's heading. Defaults to the name that the model was given, or
+            else its class.
 
     Returns:
         The path.
@@ -95,18 +95,13 @@ def report(model, images, output, other=None, max_images: int = 10) -> pathlib.P
     if output.is_dir():
         raise ValueError(f"`output` is a folder, not a page. Received: output={output}")
     # What cannot be drawn is said before anything is.
-    for name, layer in mixing_layers(model).items():
-        static_grid(name, layer)
+    mixing_layers(model)
     check_images(model, images)
     check_positive_int("max_images", max_images)
-    if other is not None:
-        if not self_attention(other):
-            raise ValueError(
-                "`other` must be a keras_lkca.ViT. "
-                f"Received: {type(other).__name__} {other.name!r}"
-            )
-        vit_grid(other)
-        check_images(other, images)
+    if beside is not None:
+        if not self_attention(beside):
+            mixing_layers(beside)
+        check_images(beside, images)
     images = np.asarray(images)
     matplotlib = require("matplotlib", "plot")
     style = {
@@ -124,29 +119,54 @@ def report(model, images, output, other=None, max_images: int = 10) -> pathlib.P
     }
     with matplotlib.rc_context(style):
         sections = [
-            (title, ident, text, _svg(draw(), ident))
-            for title, ident, text, draw in _sections(model, images, other, max_images)
+            (heading, ident, _figure(ident, text, draw))
+            for heading, ident, text, draw in _sections(
+                model, images, beside, max_images
+            )
         ]
-    page = _page(model, sections, _facts(model), _table(model))
+    facts, table = _facts(model, images), _table(model, images)
+    page = _page(title or _title(model), sections, facts, table)
     with atomic(output) as path:
         path.write_text(page, encoding="utf-8")
     return output
 
 
-def _sections(model, images, other, max_images):
-    """Return titles, anchors, captions and functions that draw."""
+def _title(model):
+    """Return the name that a model was given, or its class where Keras gave one."""
+    given = re.sub(r"_\d+$", "", model.name).replace("_", "")
+    kinds = (type(model), models.LKCAViT, keras.Model)
+    automatic = {kind.__name__.lower() for kind in kinds} | {"functional"}
+    return type(model).__name__ if given in automatic else model.name
+
+
+def _untrained(model):
+    """Return a model of new weights, or `None` where it cannot be rebuilt."""
+    kinds = [(layer, type(layer)) for layer in sublayers(model)]
+    if any(
+        kind is FixedConv or (issubclass(kind, keras.layers.Dense) and is_quantized(x))
+        for x, kind in kinds
+    ):
+        return None
+    try:
+        return type(model).from_config(model.get_config())
+    except Exception:  # it may be of any class, and want anything
+        return None
+
+
+def _sections(model, images, beside, max_images):
+    """Return headings, anchors, captions and functions that draw."""
     first = images[0]
-    grid = feature_map_model(model).output_shape[1:3]
-    query = (grid[0] // 3, grid[1] // 3)
-    fresh = {}
-    if isinstance(model, models.LKCAViT):
-        config = {**model.get_config()}
-        config.pop("quantized", None)
-        fresh = {"untrained": models.LKCAViT.from_config(config)}
-    fields = {**fresh, "trained" if fresh else "": model}
-    if other is not None:
-        fields["the ViT, trained"] = other
-    sections = [
+    fresh = _untrained(model)
+    fields = {"": model} if fresh is None else {"untrained": fresh, "trained": model}
+    if beside is not None:
+        fields[f"beside: {_title(beside)}"] = beside
+
+    def attention_maps():
+        name, layer = next(iter(mixing_layers(model).items()))
+        query = tuple(size // 3 for size in static_grid(name, layer))
+        return figures.plot_attention_map(model, query, first, beside)
+
+    return [
         (
             "Kernels",
             "kernels",
@@ -173,7 +193,7 @@ def _sections(model, images, other, max_images):
             "how far they are from symmetric (odd parts: 0 is symmetric, 0.5 is "
             "chance), and how much of what they pass is low frequencies (dotted: the "
             "quarter that a single weight has).",
-            lambda: figures.plot_statistics(model, other, first),
+            lambda: figures.plot_statistics(model, beside, first),
         ),
         (
             "Frequencies",
@@ -189,9 +209,9 @@ def _sections(model, images, other, max_images):
             "attention",
             "A row of each layer's attention matrix, and of their rollout through the "
             "depth (heuristic: without signs, projections and MLPs), each panel on "
-            "its own scale. In LKCA it is the same for every image"
-            + ("; in the ViT it is that of this image." if other is not None else "."),
-            lambda: figures.plot_attention_map(model, query, first, other),
+            "its own scale. In LKCA it is the same for every image; in a ViT it is "
+            "that of this image.",
+            attention_maps,
         ),
         (
             "Which pixels count",
@@ -201,30 +221,27 @@ def _sections(model, images, other, max_images):
             "image that holds 50, 90 and 99 % of it.",
             lambda: figures.plot_receptive_field(fields, images),
         ),
+        (
+            "What speaks for a class",
+            "saliency",
+            "What each token adds to the logit of the predicted class, whose number or "
+            "name stands above, against the mean of all, each image on its own scale. "
+            "The sum over the tokens is exact; but the tokens have taken in each other "
+            "before, and share the last normalisation.",
+            lambda: figures.plot_saliency(model, images[:max_images]),
+        ),
     ]
-    if grid[0] * grid[1] > MAX_TOKENS:
-        sections = [section for section in sections if section[1] != "equivalence"]
-    if _explainable(model):
-        sections.append(
-            (
-                "What speaks for a class",
-                "saliency",
-                "What each token adds to the logit of the predicted class, whose "
-                "number or name stands above, against the mean of all, each image on "
-                "its own scale. The sum over the tokens is exact; but the tokens have "
-                "taken in each other before, and share the last normalisation.",
-                lambda: figures.plot_saliency(model, images[:max_images]),
-            )
-        )
-    return sections
 
 
-def _explainable(model):
+def _figure(ident, text, draw):
+    """Return a figure with its caption, or a sentence why there is none."""
     try:
-        check_explainable(model)
-    except ValueError:
-        return False
-    return True
+        svg = _svg(draw(), ident)
+    except ValueError as error:
+        why = str(error).split(" Received:")[0]
+        return f'<p class="soft">Left out: {html.escape(why)}</p>'
+    caption = f"<figcaption>{html.escape(text)}</figcaption>"
+    return f"<figure>{svg}{caption}</figure>"
 
 
 def _svg(figure, ident):
@@ -239,15 +256,23 @@ def _svg(figure, ident):
     return text.replace("<svg", f'<svg role="img" aria-labelledby="{ident}"', 1)
 
 
-def _facts(model):
-    shape = " x ".join(map(str, model.input_shape[1:]))
+def _macs(model, images):
+    try:
+        return count_macs(model, images.shape[1:], by_layer=True)
+    except ValueError:  # it has layers whose cost is not known
+        return {}
+
+
+def _facts(model, images):
+    counts = _macs(model, images).values()
+    macs = sum(layer.projections + layer.mixing for layer in counts)
     statistics = kernel_statistics(model)
     reach = [_number(s["mean_distance_on_grid"], 1) for s in statistics.values()]
     facts = [
         ("model", f"{type(model).__name__}"),
-        ("images", shape),
+        ("images", " x ".join(map(str, images.shape[1:]))),
         ("parameters", f"{model.count_params():,}"),
-        ("multiply-accumulates", f"{count_macs(model) / 1e6:,.1f} M"),
+        ("multiply-accumulates", f"{macs / 1e6:,.1f} M" if macs else "not known"),
         ("LKCA layers", str(len(statistics))),
         ("reach, first to last layer", f"{reach[0]} to {reach[-1]} tokens"),
     ]
@@ -262,22 +287,22 @@ def _number(values, digits):
     return "\u2013" if np.isnan(mean) else f"{mean:.{digits}f}"  # before training
 
 
-def _table(model):
-    counts, statistics = count_macs(model, by_layer=True), kernel_statistics(model)
+def _table(model, images):
+    counts, statistics = _macs(model, images), kernel_statistics(model)
     rows = []
-    for layer in model.layers:
-        macs = counts.get(layer.name)
+    for path, layer in layers_by_path(model).items():
+        macs = counts.get(path)
         if not layer.count_params() and macs is None:
             continue
         projections, mixing, elementwise = macs or (0, 0, 0)
         numbers = (layer.count_params(), projections, mixing, elementwise)
         cells = [f"{number:,}" for number in numbers]
-        found = statistics.get(layer.name)
+        found = statistics.get(path)
         cells += [
             _number(found[key], 2) if found else ""
             for key in ("mean_distance_on_grid", "within_1", "odd", "first_singular")
         ]
-        rows.append((layer.name, *cells))
+        rows.append((path, *cells))
     header = (
         *("layer", "parameters", "projections", "mixing", "elementwise"),
         *("reach", "within 1 token", "odd", "first singular value"),
@@ -289,13 +314,12 @@ def _table(model):
     return "<table>" + "\n".join(lines) + "</table>"
 
 
-def _page(model, sections, facts, table):
-    name = html.escape(model.name)
-    links = "".join(f'<a href="#{i}">{html.escape(t)}</a>' for t, i, _, _ in sections)
+def _page(title, sections, facts, table):
+    name = html.escape(title)
+    links = "".join(f'<a href="#{i}">{html.escape(t)}</a>' for t, i, _ in sections)
     body = "\n".join(
-        f'<h2 id="{ident}">{html.escape(title)}</h2>\n<figure>{svg}'
-        f"<figcaption>{html.escape(text)}</figcaption></figure>"
-        for title, ident, text, svg in sections
+        f'<h2 id="{ident}">{html.escape(heading)}</h2>\n{figure}'
+        for heading, ident, figure in sections
     )
     made = datetime.date.today().isoformat()
     return f"""<!DOCTYPE html>

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_lkca.checks import check_positive_int
+from keras_lkca.internals import layers_by_path
 from keras_lkca.layers import LKCA, FixedConv
 
 
@@ -29,8 +30,11 @@ def mixing_layers(model) -> dict:
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model. Received: model={model!r}")
-    found = {}
-    _collect(model, "", found)
+    found = {
+        path: layer
+        for path, layer in layers_by_path(model).items()
+        if isinstance(layer, (LKCA, FixedConv))
+    }
     if not found:
         raise ValueError(
             "`model` has no LKCA layers, and so no kernels. "
@@ -42,14 +46,6 @@ def mixing_layers(model) -> dict:
                 f"Layer {name!r} has no kernel yet: call the model on images first."
             )
     return found
-
-
-def _collect(model, prefix, found):
-    for layer in model.layers:
-        if isinstance(layer, (LKCA, FixedConv)):
-            found[prefix + layer.name] = layer
-        elif isinstance(layer, keras.Model):
-            _collect(layer, f"{prefix}{layer.name}/", found)
 
 
 def kernels(model) -> dict[str, np.ndarray]:
@@ -122,7 +118,7 @@ def kernel_statistics(model) -> dict[str, dict[str, np.ndarray]]:
     - `first_singular`: share of the energy in the first singular value: 1 for a
       kernel that is one column times one row
     - `low_frequency`: share of the frequency response's energy below a quarter of a
-      cycle a token along both axes, where a delta has a quarter. Of the kernel alone:
+      cycle per token along both axes, where a delta has a quarter. Of the kernel alone:
       whether the block smooths or sharpens is also up to the signs of the projections
       and the residual connection
     - `singular_values`: all of them, the largest first
@@ -231,7 +227,7 @@ def uniform_distance(grid) -> float:
 def frequency_response(model, size: int | None = None) -> dict[str, np.ndarray]:
     """Return the kernels' transfer functions.
 
-    A wave of `f` cycles a token, far from the border, comes out of the operator
+    A wave of `f` cycles per token, far from the border, comes out of the operator
     multiplied by
 
         response[f] = sum over m, n of kernel[m, n] * exp(2 pi i (f_row (m - kh//2)
@@ -241,13 +237,13 @@ def frequency_response(model, size: int | None = None) -> dict[str, np.ndarray]:
 
     Args:
         model: See `keras_lkca.interpret.mixing_layers`.
-        size: Positive integer, how many frequencies an axis. Defaults to 64, or the
+        size: Positive integer, how many frequencies per axis. Defaults to 64, or the
             largest extent of a kernel where that is more.
 
     Returns:
         Dict of complex arrays `(num_kernels, size, size)` by layer, frequency zero in
         the middle as `numpy.fft.fftshift` has it; and `"frequencies"`, an array
-        `(2, size)` of the rows' and the columns', in cycles a token.
+        `(2, size)` of the rows' and the columns', in cycles per token.
 
     Raises:
         ValueError: If the model has no LKCA layers, or `size` is smaller than a

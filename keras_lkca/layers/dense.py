@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_lkca.backend import affine
+from keras_lkca.internals import is_quantized
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -73,7 +74,7 @@ class HoldsDense:
         quantized = {
             name: keras.saving.serialize_keras_object(layer.quantization_config)
             for name, layer in self.dense_layers().items()
-            if layer.quantization_mode is not None
+            if is_quantized(layer)
         }
         config = super().get_build_config()
         return {**config, "quantized": quantized} if quantized else config

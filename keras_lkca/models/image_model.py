@@ -5,6 +5,7 @@ import difflib
 import keras
 import numpy as np
 
+from keras_lkca.internals import is_quantized
 from keras_lkca.layers.dense import HoldsDense
 from keras_lkca.models.presets import check_preset, default_patch_size
 
@@ -71,7 +72,7 @@ class ImageModel(keras.Model):
                 f"{near}. Received: {argument}={value!r}"
             )
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
-        self._class_names = _checked_names(class_names, self.output_shape)
+        self._class_names = check_class_names(class_names, self.output_shape)
         self._arguments = None if arguments is None else _plain(arguments)
 
     @property
@@ -84,9 +85,7 @@ class ImageModel(keras.Model):
     def quantized_layers(self) -> dict:
         """The layers that `quantize` changed, by their path in the model."""
         return {
-            path: layer
-            for path, layer in _dense_layers(self)
-            if layer.quantization_mode is not None
+            path: layer for path, layer in _dense_layers(self) if is_quantized(layer)
         }
 
     @classmethod
@@ -157,11 +156,16 @@ class ImageModel(keras.Model):
             return cls(graph.input, graph.output, class_names=names, **options)
         quantized = config.pop("quantized", {})
         model = cls(**config)
-        layers = dict(_dense_layers(model))
-        for path, how in quantized.items():
-            how = keras.saving.deserialize_keras_object(how, custom_objects)
-            layers[path].quantize(config=how)
+        quantize_as(model, quantized, custom_objects)
         return model
+
+
+def quantize_as(model, quantized, custom_objects=None):
+    """Quantize the layers that a model's configuration names."""
+    layers = dict(_dense_layers(model))
+    for path, how in quantized.items():
+        how = keras.saving.deserialize_keras_object(how, custom_objects)
+        layers[path].quantize(config=how)
 
 
 def _dense_layers(model):
@@ -174,7 +178,8 @@ def _dense_layers(model):
                 yield f"{layer.name}/{name}", dense
 
 
-def _checked_names(class_names, output_shape):
+def check_class_names(class_names, output_shape):
+    """Return classes' names as a tuple, or raise a `ValueError`."""
     if class_names is None:
         return None
     names = class_names if isinstance(class_names, str) else list(class_names)

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_lkca.data.batches import batch_seed
 from keras_lkca.files import atomic
+from keras_lkca.internals import seed_states
 
 
 class Progress(keras.callbacks.Callback):
@@ -182,7 +183,7 @@ class SetSeeds(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Set the counts."""
         first = seeds(self.model) if self.first is None else self.first
-        for variable, seed in zip(_seed_states(self.model), first, strict=True):
+        for variable, seed in zip(seed_states(self.model), first, strict=True):
             variable.assign(np.array([seed, epoch * self.steps]))
 
 
@@ -209,12 +210,8 @@ class SeedSteps(keras.callbacks.Callback):
 
 def seeds(model):
     """Return the first seed of each layer that draws random numbers."""
-    states = map(keras.ops.convert_to_numpy, _seed_states(model))
+    states = map(keras.ops.convert_to_numpy, seed_states(model))
     return [int(state[0]) for state in states]
-
-
-def _seed_states(model):
-    return [v for v in model.variables if v.name == "seed_generator_state"]
 
 
 def keep_best(folder, rows):

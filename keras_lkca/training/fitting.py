@@ -17,6 +17,7 @@ from keras_lkca.checks import check_positive_int
 from keras_lkca.data.batches import as_one_hot, check_mixing, check_numbers
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
+from keras_lkca.models.classifiers import class_names
 from keras_lkca.training import callbacks, evaluation
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
@@ -422,7 +423,7 @@ def _batches(train, model, recipe, facts, arguments, pipeline):
 
 
 def _names(model, facts, classes):
-    names = getattr(model, "class_names", None) or (facts and facts.class_names)
+    names = class_names(model) or (facts and facts.class_names)
     return names or tuple(map(str, range(classes)))
 
 
