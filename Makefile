@@ -42,5 +42,5 @@ $(VENV)/.demo-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable ".[tensorflow,jax,torch,data,docs,export,plot,test]"
+	$(PIP) --editable ".[tensorflow,jax,torch,data,tfds,docs,export,plot,test]"
 	touch $@

@@ -28,7 +28,7 @@ def require(module, extra, distribution=None):
 
 def require_tensorflow():
     """Import TensorFlow, which must leave the GPU to another active backend."""
-    tf = require("tensorflow", "data")
+    tf = require("tensorflow", "tensorflow")
     if keras.config.backend() != "tensorflow":
         try:
             tf.config.set_visible_devices([], "GPU")

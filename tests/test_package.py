@@ -183,6 +183,6 @@ def test_readme_preset_table(preset):
 def test_version_and_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", keras_lkca.__version__)
-    extras = {"tensorflow", "jax", "torch", "data", "export", "plot", "docs", "test"}
-    assert set(project["optional-dependencies"]) == extras
+    extras = {"tensorflow", "jax", "torch", "data", "tfds", "export", "plot"}
+    assert set(project["optional-dependencies"]) == extras | {"docs", "test"}
     assert pathlib.Path(ROOT / "LICENSE").read_text().strip().startswith("Apache")

@@ -155,8 +155,9 @@ def dataset_batches(
         first_epoch: Non-negative integer, the number of the first epoch.
         one_hot: See `training_batches`.
 
-    Yields:
-        Pairs (float32 images, float32 or int32 labels), on the active backend's device.
+    Returns:
+        A generator of (float32 images, float32 or int32 labels), on the device of the
+        active backend.
 
     Raises:
         ValueError: If a batch is not as above, or the dataset ends before

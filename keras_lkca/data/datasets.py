@@ -73,7 +73,7 @@ def load(name: str, split: str = "train", data_dir=None):
     raise FileNotFoundError(
         f"The dataset {name!r} is not in {root}. Without TensorFlow, put its arrays "
         f"x_train, y_train, x_test and y_test into {root}/{name}.npz; or install "
-        'TensorFlow Datasets to fetch it: pip install "keras-lkca[data]"'
+        'TensorFlow Datasets to fetch it: pip install "keras-lkca[tfds]"'
     )
 
 
@@ -195,7 +195,7 @@ def _keras_dataset(name, split):
 
 def _tfds(name, root, split, facts):
     require_tensorflow()
-    tfds = require("tensorflow_datasets", "data")
+    tfds = require("tensorflow_datasets", "tfds")
     # A prepared folder is read as it is: asking TFDS for the dataset by its name
     # would go to the network even then.
     versions = sorted((root / name).glob("*/dataset_info.json"))

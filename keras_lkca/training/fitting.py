@@ -170,7 +170,7 @@ def fit(
     )
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
     if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
-        require("tensorflow", "data")
+        require("tensorflow", "tensorflow")
     keras.utils.set_random_seed(arguments["seed"])
     averaging = _compile(model, recipe, recipe.epochs * steps, arguments["jit_compile"])
     batches, labels_of = _batches(train, model, recipe, facts, arguments, pipeline)
