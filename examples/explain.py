@@ -1,12 +1,11 @@
 """Look inside a trained model: one HTML page of pictures, and its numbers.
 
-    python examples/cifar100.py --recipe quick --output runs/cifar100
-    python examples/explain.py runs/cifar100/best.keras --dataset cifar100
-    python examples/explain.py best.keras --beside vit/best.keras --output report.html
+    python examples/explain.py runs/cifar100.keras --dataset cifar100
+    python examples/explain.py lkca.keras --beside vit.keras --output report.html
 
-Takes a .keras file that another example has written, and images of the dataset it was
-trained on (digits need no download). KERAS_BACKEND is tensorflow, jax or torch. Needs
-matplotlib. For a folder of images there is `python -m keras_lkca report`.
+Takes a .keras file with LKCA layers, and images of the dataset that it was trained on
+(digits need no download). KERAS_BACKEND is tensorflow, jax or torch. Needs matplotlib.
+For a folder of images there is `keras-lkca report`.
 """
 
 import argparse
@@ -20,7 +19,7 @@ parser = argparse.ArgumentParser(
 )
 parser.add_argument("model", help="a .keras file with LKCA layers")
 parser.add_argument("--beside", help="a .keras file of a ViT, shown beside it")
-parser.add_argument("--dataset", default="cifar100")
+parser.add_argument("--dataset", default="digits")
 parser.add_argument("--data-dir", help="folder that holds the datasets")
 parser.add_argument("--images", type=int, default=64, help="to average over")
 parser.add_argument("--output", default="report.html")

@@ -37,7 +37,6 @@ test_images, test_labels = data.digits("test")
 digits = data.describe("digits")
 shared = {
     "input_shape": digits.input_shape,
-    "num_classes": digits.num_classes,
     "patch_size": 2,
     "depth": 3,
     "drop_path_rate": 0.0,
@@ -52,57 +51,44 @@ builders = {
 print(f"Keras {keras.version()} on {keras.config.backend()}, {args.steps} steps each\n")
 print("model    parameters  images  test accuracy  seconds")
 accuracy = {name: [] for name in builders}
-losses = {}
+models = {}
 for size in args.sizes:
     for name, build in builders.items():
-        model = build()
+        models[name] = model = build()
         model.compile(
             optimizer=keras.optimizers.Adam(2e-3),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
         started = time.perf_counter()
-        history = model.fit(
-            images[:size],
-            labels[:size],
-            batch_size=50,
-            epochs=max(args.steps * 50 // size, 1),
-            verbose=0,
-        )
+        epochs = max(args.steps * 50 // size, 1)
+        model.fit(images[:size], labels[:size], 50, epochs, verbose=0)
         seconds = time.perf_counter() - started
-        scores = model.evaluate(
-            test_images, test_labels, batch_size=397, verbose=0, return_dict=True
-        )
+        scores = model.evaluate(test_images, test_labels, 397, 0, return_dict=True)
         accuracy[name].append(scores["accuracy"])
-        losses[name] = history.history["loss"]
         print(
             f"{name:8} {model.count_params():10,} {size:7,} {scores['accuracy']:14.1%} "
             f"{seconds:8.1f}",
             flush=True,
         )
-        if name == "LKCAViT":
-            lkca = model
 
 # A .keras file holds the whole model, its normalisation included.
 with atomic(args.output / "digits.keras") as path:
-    lkca.save(path)
+    models["LKCAViT"].save(path)
 reloaded = keras.models.load_model(args.output / "digits.keras")
-before, after = (m.predict(test_images, verbose=0) for m in (lkca, reloaded))
+both = (models["LKCAViT"], reloaded)
+before, after = (model.predict(test_images, verbose=0) for model in both)
 print(f"\nreloaded: logits differ by at most {np.abs(before - after).max():.1e}")
 
 # What was reached, and what was learned: one weight for every relative position.
-figure = Figure(figsize=(7.5, 3), layout="constrained")
-axes = figure.subplots(1, 2)
-for name in builders:
-    axes[0].plot(args.sizes, accuracy[name], marker="o", label=name)
-    axes[1].plot(np.linspace(0, args.steps, len(losses[name])), losses[name])
-axes[0].set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
-axes[0].set_xticks(args.sizes, args.sizes)
-axes[0].minorticks_off()
-axes[0].legend()
-axes[1].set(
-    yscale="log", xlabel="step", ylabel=f"training loss, {args.sizes[-1]:,} images"
-)
+figure = Figure(figsize=(6, 3.5), layout="constrained")
+axes = figure.subplots()
+for name, values in accuracy.items():
+    axes.plot(args.sizes, values, marker="o", label=name)
+axes.set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
+axes.set_xticks(args.sizes, args.sizes)
+axes.minorticks_off()
+axes.legend()
 with atomic(args.output / "quickstart.png") as path:
     figure.savefig(path, dpi=120)
 with atomic(args.output / "kernels.png") as path:

@@ -4,10 +4,13 @@
 into pairs, with a copy each way; every backend's own transform needs neither.
 """
 
+import contextlib
 import importlib
+import random
 import sys
 
 import keras
+import numpy as np
 
 # Keras has imported it already.
 _backend = importlib.import_module(keras.config.backend())
@@ -218,14 +221,30 @@ def _repeatable_torch(function, tensors, training):
     return call
 
 
-def seed_everything(seed):
-    """Seed Python's, NumPy's and the backend's generators, and torch's if it is there.
+@contextlib.contextmanager
+def seeded(seed):
+    """Seed the generators of Python, NumPy, the backend and torch within a block.
 
-    Its DataLoader draws from torch's generator under every backend.
+    torch's DataLoader draws from torch's under every backend. Afterwards they go on as
+    if nothing had been drawn.
     """
+    torch = sys.modules.get("torch")
+    before = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
     keras.utils.set_random_seed(seed)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
+    if torch:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        if torch:
+            torch.set_rng_state(before[2])
+
+
+def draws_from_one_generator():
+    """Whether Keras's Dropout leaves its layer's seed aside: under torch it does."""
+    return keras.config.backend() == "torch"
 
 
 def version():

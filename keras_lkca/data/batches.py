@@ -1,11 +1,12 @@
 """From arrays of images and labels to the batches that `model.fit` takes."""
 
+import collections.abc
 import itertools
 
 import keras
 import numpy as np
 
-from keras_lkca.backend import compiled, seed_everything
+from keras_lkca.backend import compiled, seeded
 from keras_lkca.checks import check_number, check_positive_int, check_rate
 from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.datasets import check_labels
@@ -74,7 +75,7 @@ def training_batches(
         )
     check_numbers(images)
     labels = as_one_hot(labels, len(images), num_classes)
-    _check_labels_can_be(augmentation, one_hot)
+    check_mixing(augmentation, one_hot)
     if batch_size > len(images):
         raise ValueError(
             "`batch_size` must not be above the number of training images. "
@@ -138,10 +139,10 @@ def dataset_batches(
 ):
     """Augment the batches of a dataset of one's own, epoch after epoch, without end.
 
-    Each epoch begins the dataset anew, with the seeds of Python, NumPy and the backend
-    set from `seed` and the epoch's number: what shuffles or augments by those draws
-    the same again after a restart. So does a `tf.data.Dataset` whose operations have
-    seeds of their own.
+    Each epoch begins the dataset anew. While it begins, and for each batch, the
+    generators of Python, NumPy and torch are seeded from `seed` and the step: what
+    shuffles or augments by those draws the same again after a restart. So does a
+    `tf.data.Dataset` that shuffles with a seed of its own.
 
     Args:
         dataset: `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
@@ -170,17 +171,26 @@ def dataset_batches(
     >>> [len(next(batches)[0]) for _ in range(3)]
     [50, 40, 50]
     """
-    _check_labels_can_be(augmentation, one_hot)
+    check_mixing(augmentation, one_hot)
     augment = _on_device(augmentation, one_hot)
-    once = iter(dataset) is dataset
+    once = isinstance(dataset, collections.abc.Iterator)
     if once:
         for _ in range(first_epoch * steps_per_epoch):
             next(dataset)
     for epoch in range(first_epoch):
         _begin(dataset, seed, epoch)  # what counts its epochs counts them again
     for epoch in itertools.count(first_epoch):
-        batches, step = dataset if once else _begin(dataset, seed, epoch), 0
-        for step, batch in enumerate(itertools.islice(batches, steps_per_epoch), 1):
+        batches = dataset if once else _begin(dataset, seed, epoch)
+        for step in range(steps_per_epoch):
+            pair = batch_seed(seed, epoch * steps_per_epoch + step)
+            with seeded(int(pair[0])):
+                batch = next(batches, None)
+            if batch is None:
+                raise ValueError(
+                    f"The dataset ended after {step} batches of an epoch of "
+                    f"`steps_per_epoch`={steps_per_epoch}: name fewer, or let it "
+                    "repeat."
+                )
             if not isinstance(batch, (tuple, list)) or len(batch) != 2:
                 raise ValueError(
                     "A dataset must give pairs (images, labels). Received: "
@@ -189,37 +199,28 @@ def dataset_batches(
             images, labels = map(keras.ops.convert_to_numpy, batch)
             check_numbers(images)
             labels = as_one_hot(labels, len(images), num_classes)
-            number = epoch * steps_per_epoch + step - 1
-            yield augment(images, labels, batch_seed(seed, number))
-        if step < steps_per_epoch:
-            raise ValueError(
-                f"The dataset ended after {step} batches of an epoch of "
-                f"`steps_per_epoch`={steps_per_epoch}: name fewer, or let it repeat."
-            )
+            yield augment(images, labels, pair)
 
 
 def _begin(dataset, seed, epoch):
     """Begin an epoch of a dataset, and return its batches."""
-    seed_everything(int(batch_seed(seed, epoch)[0]))
-    if isinstance(dataset, keras.utils.PyDataset):
+    with seeded(int(batch_seed(seed, epoch)[0])):
+        if not isinstance(dataset, keras.utils.PyDataset):
+            return iter(dataset)
+        if epoch:
+            dataset.on_epoch_end()
         dataset.on_epoch_begin()
-        order = np.random.default_rng([seed, epoch]).permutation(len(dataset))
-        return _in_order(dataset, order)
-    return iter(dataset)
+    order = np.random.default_rng([seed, epoch]).permutation(len(dataset))
+    return (dataset[int(index)] for index in order)
 
 
-def _in_order(dataset, order):
-    for index in order:
-        yield dataset[int(index)]
-    dataset.on_epoch_end()
-
-
-def _check_labels_can_be(augmentation, one_hot):
+def check_mixing(augmentation, one_hot):
+    """Raise a `ValueError` where mixed images would need integer labels."""
     if augmentation is not None and augmentation.mix_probability and not one_hot:
         raise ValueError(
             "Mixed images have no integer labels: compile the model with a loss of "
             "one-hot labels, such as CategoricalCrossentropy, or set "
-            f"mix_probability=0. Received: "
+            "mix_probability=0. Received: "
             f"mix_probability={augmentation.mix_probability}"
         )
 

@@ -11,18 +11,19 @@ import zipfile
 import keras
 import numpy as np
 
+from keras_lkca.data.batches import batch_seed
 from keras_lkca.files import atomic
 from keras_lkca.internals import seed_states
 
 
 class Progress(keras.callbacks.Callback):
-    """Show a line of loss, accuracy, images a second and the time left.
+    """Show a line of loss, accuracy, images per second and the time left.
 
     The line is rewritten in place on a terminal, and written once an epoch elsewhere.
 
     Args:
-        batch_size: Images a step.
-        steps: Steps an epoch.
+        batch_size: Images per step; `None` where it is not known, to show steps.
+        steps: Steps per epoch.
         stream: Where to write. Defaults to standard output.
 
     Example:
@@ -35,7 +36,7 @@ class Progress(keras.callbacks.Callback):
     # Keras may call it from a thread of its own instead of waiting for every step.
     async_safe = True
 
-    def __init__(self, batch_size: int, steps: int, stream=None):
+    def __init__(self, batch_size: int | None, steps: int, stream=None):
         super().__init__()
         self.batch_size, self.steps = batch_size, steps
         self.stream = stream or sys.stdout
@@ -65,14 +66,17 @@ class Progress(keras.callbacks.Callback):
         done = (self._epoch - self._first) * self.steps + step
         left = (self.params["epochs"] - self._first) * self.steps - done
         seconds = (now - self._started) * left / done
-        rate = step * self.batch_size / (now - self._epoch_started)
+        rate = step / (now - self._epoch_started)
+        shown = f"{rate:.1f} steps/s"
+        if self.batch_size:
+            shown = f"{rate * self.batch_size:,.0f} images/s"
         parts = [f"epoch {self._epoch + 1}/{self.params['epochs']}"]
         if not end:
             parts.append(f"step {step}/{self.steps}")
         for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
             if name in logs:
                 parts.append(f"{name} {logs[name]:.4f}")
-        parts += [f"{rate:,.0f} images/s", f"{_duration(seconds)} left"]
+        parts += [shown, f"{_duration(seconds)} left"]
         clear = "\r\033[K" if self.stream.isatty() else ""
         print(clear + "  ".join(parts), end=end, file=self.stream, flush=True)
 
@@ -136,10 +140,9 @@ class Keep(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, folder, rows, monitor="val_accuracy"):
+    def __init__(self, folder, rows):
         super().__init__()
         self.folder, self.rows = pathlib.Path(folder), rows
-        self.monitor = monitor
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the watch."""
@@ -159,7 +162,7 @@ class Keep(keras.callbacks.Callback):
             self.model.save(path)
             with zipfile.ZipFile(path, "a") as archive:
                 archive.comment = f"epoch {epoch + 1}".encode()
-        keep_best(self.folder, self.rows, self.monitor)
+        keep_best(self.folder, self.rows)
 
 
 class SetSeeds(keras.callbacks.Callback):
@@ -169,23 +172,51 @@ class SetSeeds(keras.callbacks.Callback):
     steps done.
 
     Args:
-        steps: Steps an epoch.
+        steps: Steps per epoch.
+        first: The layers' first seeds, as `seeds` returned them; `None` leaves them.
     """
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, first=None):
         super().__init__()
-        self.steps = steps
+        self.steps, self.first = steps, first
 
     def on_epoch_begin(self, epoch, logs=None):
         """Set the counts."""
-        for variable in seed_states(self.model):
-            first = int(keras.ops.convert_to_numpy(variable)[0])
-            variable.assign(np.array([first, epoch * self.steps]))
+        first = seeds(self.model) if self.first is None else self.first
+        for variable, seed in zip(seed_states(self.model), first, strict=True):
+            variable.assign(np.array([seed, epoch * self.steps]))
 
 
-def keep_best(folder, rows, monitor="val_accuracy"):
+class SeedSteps(keras.callbacks.Callback):
+    """Seed every step, where the layers' seeds are left aside.
+
+    Args:
+        steps: Steps per epoch.
+        seed: The run's seed.
+    """
+
+    def __init__(self, steps: int, seed: int):
+        super().__init__()
+        self.steps, self.seed = steps, seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remember where the training is."""
+        self._first = epoch * self.steps
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Seed what this step draws."""
+        keras.utils.set_random_seed(int(batch_seed(self.seed, self._first + batch)[1]))
+
+
+def seeds(model):
+    """Return the first seed of each layer that draws random numbers."""
+    states = map(keras.ops.convert_to_numpy, seed_states(model))
+    return [int(state[0]) for state in states]
+
+
+def keep_best(folder, rows):
     """Copy the last model if it is the best."""
-    if best_epoch(rows, monitor) == len(rows):
+    if best_epoch(rows) == len(rows):
         with atomic(folder / "best.keras") as path:
             shutil.copyfile(folder / "last.keras", path)
 
@@ -203,8 +234,11 @@ def epochs_of(path):
         raise ValueError(f"{path} is no last model of a run ({error}).") from error
 
 
-def best_epoch(rows, monitor="val_accuracy"):
-    """Return the number of the first epoch with the highest figure, from 1 on.
+def best_epoch(rows):
+    """Return the number of the best epoch, from 1 on.
+
+    It is the first with the highest `val_accuracy`, or, where there is none, with the
+    lowest `val_loss`; without validation images it is the last.
 
     Example:
 
@@ -212,7 +246,10 @@ def best_epoch(rows, monitor="val_accuracy"):
     >>> best_epoch([{"val_accuracy": 0.2}, {"val_accuracy": 0.4}])
     2
     """
-    return 1 + int(np.argmax([row[monitor] for row in rows]))
+    for name, sign in (("val_accuracy", 1), ("val_loss", -1)):
+        if name in rows[0]:
+            return 1 + int(np.argmax([sign * row[name] for row in rows]))
+    return len(rows)
 
 
 def write_history(path, rows):

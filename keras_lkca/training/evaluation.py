@@ -3,16 +3,17 @@
 import numpy as np
 
 from keras_lkca.data.datasets import check_labels
+from keras_lkca.models.classifiers import gives_probabilities
 
 
 def evaluate(model, images, labels, batch_size: int = 128):
     """Classify images and compare with their labels.
 
     Args:
-        model: A classifier that returns logits.
+        model: A classifier that returns logits, or ends with a softmax.
         images: Array of images.
         labels: Integer array `(n,)`.
-        batch_size: Images a step.
+        batch_size: Images per step.
 
     Returns:
         A dictionary of `test_loss` (the cross-entropy, without label smoothing),
@@ -34,6 +35,8 @@ def evaluate(model, images, labels, batch_size: int = 128):
     """
     logits = model.predict(images, batch_size=batch_size, verbose=0)
     logits = np.asarray(logits, "float64")
+    if gives_probabilities(model):
+        logits = np.log(np.maximum(logits, 1e-30))
     labels = np.asarray(labels)
     count, classes = logits.shape
     check_labels(labels, count, classes)
@@ -80,6 +83,8 @@ def curves(rows, title, best, held_out="validation"):
     epochs = [row["epoch"] for row in rows]
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for prefix, name in (("", "training"), ("val_", held_out)):
+            if prefix + key not in rows[0]:
+                continue
             values = [row[prefix + key] for row in rows]
             axes.plot(epochs, values, marker="o" if len(rows) < 30 else "", ms=3)
             axes.lines[-1].set_label(name)

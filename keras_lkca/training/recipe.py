@@ -7,7 +7,10 @@ import keras
 
 from keras_lkca.checks import check_number, check_positive_int, check_rate
 from keras_lkca.data.augmentation import Augmentation
+from keras_lkca.models.classifiers import gives_probabilities
 
+# By which `fit` knows a model that it compiled before.
+OPTIMIZER = "adamw_of_recipe"
 # The mean is the dataset's.
 AUGMENTATION_FIELDS = tuple(
     field.name for field in dataclasses.fields(Augmentation) if field.name != "mean"
@@ -31,7 +34,7 @@ class Recipe:
     Attributes:
         epochs: Number of epochs, after each of which the model is validated.
         passes_per_epoch: Number of times an epoch goes through the training images.
-        batch_size: Images a step.
+        batch_size: Images per step.
         learning_rate: Highest learning rate, at the end of the warm-up.
         final_learning_rate: Learning rate at the end, where the cosine leads.
         warmup: Share of the steps over which the learning rate rises linearly.
@@ -223,6 +226,7 @@ class Recipe:
         optimizer = keras.optimizers.AdamW(
             self.schedule(total_steps),
             weight_decay=self.weight_decay,
+            name=OPTIMIZER,
             use_ema=self.ema_momentum is not None,
             ema_momentum=0.99 if self.ema_momentum is None else self.ema_momentum,
         )
@@ -231,17 +235,21 @@ class Recipe:
             optimizer.exclude_from_weight_decay(var_list=spared)
         return optimizer
 
-    def loss(self):
-        """Return the cross-entropy of logits and one-hot or mixed labels."""
+    def loss(self, from_logits: bool = True):
+        """Return the cross-entropy of a model's outputs and one-hot or mixed labels.
+
+        Args:
+            from_logits: `False` where the model ends with a softmax.
+        """
         return keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=self.label_smoothing
+            from_logits=from_logits, label_smoothing=self.label_smoothing
         )
 
     def compile(self, model, total_steps: int, jit_compile="auto"):
         """Compile a model with the recipe's optimizer and loss, accuracy and top-5.
 
         Args:
-            model: A classifier that returns logits.
+            model: A classifier that returns logits, or ends with a softmax.
             total_steps: Positive integer, the steps of the whole run.
             jit_compile: As for `keras.Model.compile`.
 
@@ -257,7 +265,7 @@ class Recipe:
             metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
         model.compile(
             optimizer=self.optimizer(total_steps, model.trainable_variables),
-            loss=self.loss(),
+            loss=self.loss(from_logits=not gives_probabilities(model)),
             metrics=metrics,
             jit_compile=jit_compile,
         )

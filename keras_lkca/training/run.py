@@ -1,57 +1,58 @@
-"""Train a model on a dataset, from the data to the files it leaves behind."""
+"""Train a preset on a dataset: names become objects here, and nowhere else."""
 
-import importlib.util
-import inspect
-import json
+import dataclasses
 import pathlib
-import shlex
-import sys
 
 import keras
 
 from keras_lkca import data
-from keras_lkca.backend import device_kind
-from keras_lkca.checks import check_positive_int, check_rate
-from keras_lkca.extras import require
-from keras_lkca.files import atomic
-from keras_lkca.models import LKCAViT, ViT
-from keras_lkca.training import callbacks, evaluation
+from keras_lkca.checks import check_rate
+from keras_lkca.data.folders import statistics
+from keras_lkca.models.presets import check_preset
+from keras_lkca.training import fitting
 from keras_lkca.training.recipe import Recipe
-from keras_lkca.training.runs import (
-    conditions,
-    merge_arguments,
-    new_folder,
-    plain_arguments,
-    read_config,
-    restore,
-    write_json,
-)
-from keras_lkca.training.sources import cut_validation, load_split
+from keras_lkca.training.state import LEFT_OUT, given, merge, plain, read_config
 
-MODELS = {"lkca": (LKCAViT, "lkca_vit_tiny"), "vit": (ViT, "vit_tiny")}
+# What is trained where no preset is named.
+MODELS = {"lkca": "lkca_vit_tiny", "vit": "vit_tiny"}
 SELECT = ("validation", "test")
+# What a folder given as dataset holds out for the test, if it has no test/ of its own.
+TEST_SHARE = 0.2
+DEFAULTS = {
+    "dataset": None,
+    "model": None,
+    "preset": None,
+    "data_dir": None,
+    "fraction": 1.0,
+    "validation_split": 0.1,
+    "select": "validation",
+    "model_options": None,
+    "image_size": None,
+    "on_error": "raise",
+    "dtype": None,
+}
 
 
 def train(
-    dataset: str | None = None,
-    model: str = "lkca",
-    preset: str | None = None,
+    dataset: str | None = LEFT_OUT,
+    model: str = LEFT_OUT,
+    preset: str | None = LEFT_OUT,
     recipe: Recipe | None = None,
     output=None,
     resume: bool = False,
-    data_dir=None,
-    seed: int = 0,
-    fraction: float = 1.0,
-    validation_split: float = 0.1,
-    select: str = "validation",
-    model_options: dict | None = None,
-    image_size=None,
-    on_error: str = "raise",
-    pipeline: str | None = None,
-    dtype: str | None = None,
-    jit_compile: bool | None = None,
-    tensorboard: bool = False,
-    steps_per_epoch: int | None = None,
+    data_dir=LEFT_OUT,
+    seed: int = LEFT_OUT,
+    fraction: float = LEFT_OUT,
+    validation_split: float = LEFT_OUT,
+    select: str = LEFT_OUT,
+    model_options: dict | None = LEFT_OUT,
+    image_size=LEFT_OUT,
+    on_error: str = LEFT_OUT,
+    pipeline: str | None = LEFT_OUT,
+    dtype: str | None = LEFT_OUT,
+    jit_compile: bool | None = LEFT_OUT,
+    tensorboard: bool = LEFT_OUT,
+    steps_per_epoch: int | None = LEFT_OUT,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
@@ -67,14 +68,15 @@ def train(
             images. A folder that holds folders `train` and `test` has its split, and
             `val` beside them validates; of another a fifth is held out for the test,
             the same whatever the seed.
-        model: `"lkca"`, or `"vit"` for the softmax-attention baseline.
-        preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_vit_tiny`
-            or `vit_tiny`.
+        model: `"lkca"`, or `"vit"` for the softmax-attention baseline. Defaults to
+            the preset's.
+        preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_vit_tiny`,
+            or to `vit_tiny` with `model="vit"`.
         recipe: Defaults to `Recipe.paper()`.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch.
-            It ends with the weights that it would have had without a break.
-            Arguments that are left out, or given as their defaults, are the run's.
+            It ends with the weights that it would have had without a break. What is
+            left out is the run's; what is given must be the run's.
         data_dir: Folder that holds the dataset, see `keras_lkca.data.load`.
         seed: Non-negative integer, seed of weights, splits, order and augmentation.
         fraction: Float in (0, 1], the share of the training images to use, drawn
@@ -116,262 +118,220 @@ def train(
     print(metrics["best"]["test_accuracy"])
     ```
     """
-    given = dict(locals())
-    return run(prepare(**{k: v for k, v in given.items() if v is not DEFAULTS[k]}))
-
-
-DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(train).parameters.items()
-}
-
-
-def prepare(**given):
-    """Check `train`'s arguments, find the data, build the model; compute nothing yet.
-
-    Args:
-        given: Arguments of `train`, its defaults for what is left out.
-
-    Returns:
-        What `run` takes.
-    """
-    output, resume = given.pop("output", None), given.pop("resume", False)
-    defaults = {k: v for k, v in DEFAULTS.items() if k not in ("output", "resume")}
-    given = plain_arguments(given)
-    config = None
-    if resume:
-        config = read_config(output, set(defaults))
-        given = merge_arguments(given, config)
-    given = {**defaults, **given}
-    _check(given)
-    require("matplotlib", "plot")
-    recipe = Recipe.from_dict(given["recipe"] or {})
-    pipeline = given["pipeline"] or _default_pipeline()
-    if config:
-        pipeline = config["pipeline"]
-    if given["tensorboard"] or pipeline == "tf.data":
-        require("tensorflow", "data")
-    model_class, default = MODELS[given["model"]]
-    preset = given["preset"] or default
-    train, test, validation, facts = load_split(given)
-    train, validation = cut_validation(train, test, validation, given)
-    if recipe.batch_size > len(train[0]):
-        raise ValueError(
-            "`batch_size` must not be above the number of training images. "
-            f"Received: batch_size={recipe.batch_size} for {len(train[0])} images"
-        )
-    keras.utils.set_random_seed(given["seed"])
-    options = {
-        "drop_path_rate": recipe.drop_path_rate,
-        **(given["model_options"] or {}),
-    }
-    if given["dtype"]:
-        options["dtype"] = given["dtype"]
-    network = model_class.from_preset(
-        preset,
-        **{
-            "input_shape": facts.input_shape,
-            "num_classes": facts.num_classes,
-            "image_mean": facts.mean,
-            "image_std": facts.std,
-            "class_names": facts.class_names or None,
-            **options,
-        },
-    )
-    steps = given["steps_per_epoch"] or max(
-        recipe.passes_per_epoch * len(train[0]) // recipe.batch_size, 1
-    )
-    jit = "auto" if given["jit_compile"] is None else given["jit_compile"]
-    recipe.compile(network, steps * recipe.epochs, jit)
-    name = f"{pathlib.Path(given['dataset']).name}-{preset}-{keras.config.backend()}"
-    folder = pathlib.Path(output).expanduser() if resume else new_folder(output, name)
-    current = {
+    about = {
+        "dataset": dataset,
+        "model": model,
         "preset": preset,
-        "parameters": network.count_params(),
-        "steps_per_epoch": steps,
-        "images": {
-            "train": len(train[0]),
-            "validation": len(validation[0]) if validation is not test else 0,
-            "test": len(test[0]),
-        },
-        "dtype": network.dtype_policy.name,
+        "data_dir": data_dir,
+        "fraction": fraction,
+        "validation_split": validation_split,
+        "select": select,
+        "model_options": model_options,
+        "image_size": image_size,
+        "on_error": on_error,
+        "dtype": dtype,
     }
-    rows = []
+    settings = {
+        "recipe": LEFT_OUT if recipe is None else recipe,
+        "seed": seed,
+        "pipeline": pipeline,
+        "jit_compile": jit_compile,
+        "tensorboard": tensorboard,
+        "steps_per_epoch": steps_per_epoch,
+    }
+    about, settings = plain(_whole_paths(given(about))), plain(given(settings))
+    config = read_config(output) if resume else None
+    moved = {}
     if config:
-        rows = restore(network, recipe, folder, config, current)
-    else:
-        config = {
-            "arguments": {**given, "recipe": recipe.to_dict()},
-            "command": shlex.join(sys.argv),
-            "pipeline": pipeline,
-            **current,
-            **conditions(),
-        }
-        write_json(folder / "config.json", config)
-    return {
-        **{"network": network, "recipe": recipe, "config": config, "folder": folder},
-        **{"train": train, "validation": validation, "test": test, "facts": facts},
-        "rows": rows,
+        # The data may have moved.
+        moved = {k: v for k, v in about.items() if k in ("data_dir", "dataset")}
+        if {moved.get("dataset"), config["arguments"].get("dataset")} & {
+            *data.DATASETS
+        }:
+            moved.pop("dataset", None)
+        about = {k: v for k, v in about.items() if k not in moved}
+    about = merge(about, config, DEFAULTS)
+    settings = merge(settings, config, fitting.DEFAULTS)
+    found = {**about, **moved, "seed": settings["seed"]}
+    _check(found)
+    fitting.check_arguments(settings)
+    preset = about["preset"] or MODELS[about["model"] or "lkca"]
+    kind = check_preset(MODELS[about["model"]] if about["model"] else preset).model
+    family = keras.saving.get_registered_object(f"keras_lkca>{kind}")
+    if not config:
+        about["preset"] = preset
+    recipe = Recipe.from_dict(settings["recipe"] or {})
+    train, test, validation, facts = _load(found)
+    if about["select"] == "test":
+        validation = test
+    elif validation is None:
+        train, validation = _cut_validation(train, found)
+    keras.utils.set_random_seed(settings["seed"])
+    options = {
+        "input_shape": facts.input_shape,
+        "num_classes": facts.num_classes,
+        "image_mean": facts.mean,
+        "image_std": facts.std,
+        "class_names": facts.class_names or None,
+        "drop_path_rate": recipe.drop_path_rate,
+        **(about["model_options"] or {}),
     }
-
-
-def run(setup):
-    """Fit what is left to fit, evaluate, and write down what came of it.
-
-    Args:
-        setup: What `prepare` returned.
-
-    Returns:
-        What `train` returns.
-    """
-    network, recipe, folder = setup["network"], setup["recipe"], setup["folder"]
-    config, facts = setup["config"], setup["facts"]
-    arguments, steps = config["arguments"], config["steps_per_epoch"]
-    if (folder / "metrics.json").exists():
-        print(f"the run in {folder} is complete")
-        return json.loads((folder / "metrics.json").read_text())
-    rows = setup["rows"]
-    print(
-        f"{config['preset']}: {config['parameters']:,} parameters, "
-        f"{config['images']['train']:,} images, {steps} steps an epoch"
-        + (f", resumed after epoch {len(rows)}" if rows else "")
+    if about["dtype"]:
+        options["dtype"] = about["dtype"]
+    return fitting.fit(
+        family.from_preset(preset, **options),
+        train,
+        validation,
+        test,
+        recipe,
+        output=output,
+        resume=resume,
+        seed=settings["seed"],
+        steps_per_epoch=settings["steps_per_epoch"],
+        pipeline=settings["pipeline"],
+        jit_compile=settings["jit_compile"],
+        tensorboard=settings["tensorboard"],
+        facts=facts,
+        name=f"{preset} on {pathlib.Path(about['dataset']).name}",
+        about=about,
     )
-    extra = []
-    if arguments["tensorboard"]:
-        extra.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
-    images, labels = setup["validation"]
-    if len(rows) < recipe.epochs:
-        try:
-            network.fit(
-                data.training_batches(
-                    *setup["train"],
-                    recipe.batch_size,
-                    facts.num_classes,
-                    recipe.augmentation(facts.flip, facts.mean),
-                    seed=arguments["seed"],
-                    first_step=len(rows) * steps,
-                    pipeline=config["pipeline"],
-                ),
-                validation_data=(
-                    images,
-                    keras.utils.to_categorical(labels, facts.num_classes),
-                ),
-                validation_batch_size=recipe.batch_size,
-                steps_per_epoch=steps,
-                initial_epoch=len(rows),
-                epochs=recipe.epochs,
-                verbose=0,
-                shuffle=False,  # the batches are
-                callbacks=[
-                    callbacks.SetSeeds(steps),
-                    *recipe.callbacks(),
-                    callbacks.StopWhenDiverged(),
-                    callbacks.Keep(folder, rows),
-                    callbacks.Progress(recipe.batch_size, steps),
-                    *extra,
-                ],
-            )
-        except FloatingPointError as error:
-            kept = (
-                f"{folder} keeps the weights of epoch {len(rows)}, last.keras, and of "
-                f"epoch {callbacks.best_epoch(rows)}, best.keras"
-                if rows
-                else f"no epoch was finished, {folder} keeps no weights"
-            )
-            raise FloatingPointError(
-                f"{error} {kept}. Try a lower learning_rate, a longer warmup, or "
-                "dtype='float32' in place of half precision."
-            ) from error
-    return _finish(setup, rows)
 
 
-def _finish(setup, rows):
-    """Read the test images, for the last and the best epoch."""
-    config, facts, folder = setup["config"], setup["facts"], setup["folder"]
-    on_test = config["arguments"]["select"] == "test"
-    best = callbacks.best_epoch(rows)
-    results, scores = {}, {}
-    for name, epoch in (("last", len(rows)), ("best", best)):
-        if epoch not in scores:
-            trained = keras.models.load_model(folder / f"{name}.keras", compile=False)
-            scores[epoch] = evaluation.evaluate(
-                trained, *setup["test"], config["arguments"]["recipe"]["batch_size"]
-            )
-        results[name] = {"epoch": epoch, **scores[epoch][0]}
-        if not on_test:
-            results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
-    confusion = scores[best][1]
-    names = facts.class_names or tuple(map(str, range(facts.num_classes)))
-    seconds = sum(row["seconds"] for row in rows)
-    arguments = config["arguments"]
-    metrics = {
-        **{key: arguments[key] for key in ("dataset", "model", "seed", "fraction")},
-        **{key: config[key] for key in ("preset", "parameters", "images", "backend")},
-        "epochs": len(rows),
-        "best_epoch_chosen_on": "the test images, which flatters"
-        if on_test
-        else "validation images",
-        **results,
-        "best_per_class_accuracy": evaluation.per_class(confusion, names),
-        "fit_seconds": round(seconds, 1),
-        "images_per_second": round(
-            len(rows)
-            * config["steps_per_epoch"]
-            * arguments["recipe"]["batch_size"]
-            / seconds
-        ),
-        "versions": config["versions"],
-    }
-    title = f"{config['preset']} on {pathlib.Path(arguments['dataset']).name}"
-    with atomic(folder / "curves.png") as path:
-        held_out = "test" if on_test else "validation"
-        evaluation.curves(rows, title, best, held_out).savefig(path, dpi=120)
-    with atomic(folder / "confusion.png") as path:
-        evaluation.confusion_figure(confusion, names, title).savefig(path, dpi=120)
-    write_json(folder / "metrics.json", metrics)
-    print(
-        f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last epoch, "
-        f"{metrics['best']['test_accuracy']:.2%} after the best, {best}; wrote {folder}"
-    )
-    return metrics
+def _whole_paths(arguments):
+    """Return arguments with folders by their whole paths."""
+    arguments = dict(arguments)
+    for name in ("dataset", "data_dir"):
+        value = arguments.get(name)
+        if value is not None and value not in data.DATASETS:
+            path = pathlib.Path(value).expanduser()
+            # A word that is no folder is a name that is to be refused as such.
+            arguments[name] = str(path.resolve() if path.is_dir() else value)
+    return arguments
 
 
-def _default_pipeline():
-    """Augment in TensorFlow's threads on a CPU, where that is fastest."""
-    tensorflow = importlib.util.find_spec("tensorflow") is not None
-    return "tf.data" if tensorflow and device_kind() == "cpu" else "arrays"
-
-
-def _check(given):
-    if given["dataset"] is None:
+def _check(arguments):
+    if arguments["dataset"] is None:
         raise ValueError(
             f"`dataset` must be one of {sorted(data.DATASETS)}, or a folder of class "
             "folders. Received: dataset=None"
         )
-    for name, choices in (("model", tuple(MODELS)), ("select", SELECT)):
-        if given[name] not in choices:
+    for name, choices in (("model", (None, *MODELS)), ("select", SELECT)):
+        if arguments[name] not in choices:
             raise ValueError(
-                f"`{name}` must be one of {choices}. Received: {name}={given[name]!r}"
+                f"`{name}` must be one of {choices}. "
+                f"Received: {name}={arguments[name]!r}"
             )
-    if given["pipeline"] not in (None, *data.PIPELINES):
+    if not check_rate("fraction", arguments["fraction"]):
         raise ValueError(
-            f"`pipeline` must be one of {data.PIPELINES}. "
-            f"Received: pipeline={given['pipeline']!r}"
+            f"`fraction` must be above 0. Received: fraction={arguments['fraction']!r}"
         )
-    if not check_rate("fraction", given["fraction"]):
-        raise ValueError(
-            f"`fraction` must be above 0. Received: fraction={given['fraction']!r}"
-        )
-    share = check_rate("validation_split", given["validation_split"])
-    if given["select"] == "validation" and not 0 < share < 1:
+    share = check_rate("validation_split", arguments["validation_split"])
+    if arguments["select"] == "validation" and not 0 < share < 1:
         raise ValueError(
             "`validation_split` must lie between 0 and 1, both excluded; select='test' "
             f"does without. Received: validation_split={share!r}"
         )
-    seed = given["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+
+
+def _load(arguments):
+    """Load the training images, or a share of them, and the others.
+
+    Returns:
+        Images and labels to train with, to test with and, of a folder that has its
+        own, to validate with, else `None`; and the dataset's facts.
+    """
+    name, seed = arguments["dataset"], arguments["seed"]
+    if name in data.DATASETS:
+        for option, default in (("image_size", None), ("on_error", "raise")):
+            if arguments[option] != default:
+                raise ValueError(
+                    f"`{option}` is for a folder of images. "
+                    f"Received: {option}={arguments[option]!r}, dataset={name!r}"
+                )
+        validation, facts = None, data.describe(name)
+        train = data.load(name, "train", arguments["data_dir"])
+        test = data.load(name, "test", arguments["data_dir"])
+    else:
+        train, test, validation, facts = _folder(arguments)
+    if arguments["fraction"] < 1:
+        rows, _ = data.split(train[1], arguments["fraction"], seed)
+        if not len(rows):
+            raise ValueError(
+                f"`fraction` leaves none of the {len(train[1])} training images. "
+                f"Received: fraction={arguments['fraction']!r}"
+            )
+        train = train[0][rows], train[1][rows]
+    return train, test, validation, facts
+
+
+def _folder(arguments):
+    """Load the images of a folder: training, test, validation or `None`, and facts."""
+    folder = pathlib.Path(arguments["dataset"])
+    if not folder.is_dir():
         raise ValueError(
-            f"`seed` must be an integer in [0, 2**32). Received: seed={seed!r}"
+            f"`dataset` must be a folder of images or one of {sorted(data.DATASETS)}. "
+            f"Received: dataset={arguments['dataset']!r}"
         )
-    if given["steps_per_epoch"] is not None:
-        check_positive_int("steps_per_epoch", given["steps_per_epoch"])
+    size = 64 if arguments["image_size"] is None else arguments["image_size"]
+    options = size, arguments["on_error"]
+    splits = {
+        path.name
+        for path in folder.iterdir()
+        if path.name.lower() in ("train", "test", "val", "valid", "validation")
+        and path.is_dir()
+    }
+    if splits not in (set(), {"train", "test"}, {"train", "test", "val"}):
+        raise ValueError(
+            f"{folder} holds {sorted(splits)}, which are no classes. Give it a folder "
+            "train, a folder test and if you like a folder val, each of one folder a "
+            "class; or name a folder of class folders, of which a fifth is held out "
+            "for the test."
+        )
+    if not splits:
+        images, labels, facts = data.from_directory(folder, *options)
+        test, train = data.split(labels, TEST_SHARE, seed=0)
+        if not len(test):
+            raise ValueError(
+                f"{folder} holds {len(labels)} images, too few to hold out any for the "
+                "test."
+            )
+        facts = _at_least_two_classes(folder, facts)
+        # What normalises the images must not have seen the test.
+        mean, std = statistics(images[train])
+        facts = dataclasses.replace(facts, mean=mean, std=std)
+        train, test = ((images[rows], labels[rows]) for rows in (train, test))
+        return train, test, None, facts
+    images, labels, facts = data.from_directory(folder / "train", *options)
+    others = {"val": None}
+    for split in splits - {"train"}:
+        *others[split], found = data.from_directory(folder / split, *options)
+        if facts.class_names != found.class_names:
+            differ = sorted(set(facts.class_names) ^ set(found.class_names))
+            raise ValueError(
+                f"{folder}/train and {folder}/{split} must hold the same classes. One "
+                f"of them lacks {differ[:3]}."
+            )
+    facts = _at_least_two_classes(folder, facts)
+    return (images, labels), others["test"], others["val"], facts
+
+
+def _at_least_two_classes(folder, facts):
+    if facts.num_classes < 2:
+        raise ValueError(
+            f"{folder} holds one class, {facts.class_names[0]!r}; there must be two or "
+            "more. Name the folder that holds the class folders."
+        )
+    return facts
+
+
+def _cut_validation(train, arguments):
+    """Cut the validation images off the training images, drawn class by class."""
+    images, labels = train
+    rows, others = data.split(labels, arguments["validation_split"], arguments["seed"])
+    if not len(rows) or not len(others):
+        raise ValueError(
+            f"`validation_split` must leave images on both sides of {len(labels)}; use "
+            "more of them, or select='test' to do without. Received: "
+            f"validation_split={arguments['validation_split']!r}"
+        )
+    return (images[others], labels[others]), (images[rows], labels[rows])

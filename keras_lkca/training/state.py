@@ -10,20 +10,36 @@ import time
 import keras
 import numpy as np
 
-from keras_lkca import data
 from keras_lkca.backend import version
 from keras_lkca.files import atomic
 from keras_lkca.training import callbacks
 from keras_lkca.training.recipe import Recipe
 
 
-def read_config(output, arguments):
-    """Read the configuration of the run to resume, and check that it can be.
+class _LeftOut:
+    """What an argument is that was not given: on resuming, the run's."""
 
-    Args:
-        output: The run's folder.
-        arguments: Set of names of the arguments that it must hold.
+    def __repr__(self):
+        return "<left out>"
+
+
+LEFT_OUT = _LeftOut()
+
+
+def given(arguments):
+    """Return those of the arguments that were given.
+
+    Example:
+
+    >>> from keras_lkca.training.state import LEFT_OUT, given
+    >>> given({"seed": 0, "recipe": LEFT_OUT})
+    {'seed': 0}
     """
+    return {name: x for name, x in arguments.items() if x is not LEFT_OUT}
+
+
+def read_config(output):
+    """Read the configuration of the run to resume, and check that it can be."""
     path = output and pathlib.Path(output).expanduser() / "config.json"
     if not path or not path.exists():
         raise ValueError(
@@ -32,7 +48,9 @@ def read_config(output, arguments):
         )
     try:
         config = json.loads(path.read_text())
-        backend, known = config["backend"], set(config["arguments"])
+        backend, arguments = config["backend"], config["arguments"]
+        # As the fields of this version.
+        arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}).") from error
     if backend != keras.config.backend():
@@ -41,24 +59,13 @@ def read_config(output, arguments):
             "others do not draw: resume it with KERAS_BACKEND="
             f"{backend}. Received: the backend {keras.config.backend()}"
         )
-    if known != arguments:
-        raise ValueError(
-            f"{path} is of another version of keras_lkca: its arguments differ in "
-            f"{sorted(known ^ arguments)}."
-        )
     return config
 
 
-def plain_arguments(given):
-    """Return arguments as JSON holds them, a folder by its whole path."""
-    given = dict(given)
-    for name in ("dataset", "data_dir"):
-        value = given.get(name)
-        if value is not None and value not in data.DATASETS:
-            path = pathlib.Path(value).expanduser()
-            # A word that is no folder is a name that is to be refused as such.
-            given[name] = str(path.resolve() if path.is_dir() else value)
-    recipe = given.get("recipe")
+def plain(arguments):
+    """Return arguments as JSON holds them, a recipe as its fields."""
+    arguments = dict(arguments)
+    recipe = arguments.get("recipe")
     if isinstance(recipe, dict):
         recipe = Recipe.from_dict(recipe)
     if recipe is not None:
@@ -67,9 +74,9 @@ def plain_arguments(given):
                 "`recipe` must be a Recipe, such as Recipe.quick(). "
                 f"Received: recipe={recipe!r}"
             )
-        given["recipe"] = recipe.to_dict()
+        arguments["recipe"] = recipe.to_dict()
     try:
-        return json.loads(json.dumps(given))
+        return json.loads(json.dumps(arguments))
     except TypeError as error:
         raise ValueError(
             "The arguments must be such that config.json can hold them: numbers, "
@@ -77,28 +84,50 @@ def plain_arguments(given):
         ) from error
 
 
-def merge_arguments(given, config):
-    """Take the run's arguments, and refuse others."""
+def merge(arguments, config, defaults):
+    """Return a run's arguments: what was given, else the run's, else the defaults.
+
+    Args:
+        arguments: Dictionary of what was given, as `plain` returns it.
+        config: The configuration of the run to resume; `None` for a new one.
+        defaults: Dictionary of every argument's default.
+
+    Returns:
+        Dictionary of every argument.
+
+    Raises:
+        ValueError: If what was given differs from what the run has.
+    """
+    if config is None:
+        return {**defaults, **arguments}
     saved = config["arguments"]
-    merged = {**saved, "data_dir": given.pop("data_dir", saved["data_dir"])}
-    # The data may have moved.
-    if not {given.get("dataset"), saved["dataset"]} & {None, *data.DATASETS}:
-        merged["dataset"] = given.pop("dataset")
-    for name, value in given.items():
+    unknown = sorted(set(defaults) - set(saved))
+    if unknown:
+        raise ValueError(
+            "The run to resume is of another version of keras_lkca, or of another "
+            f"function: it has no {unknown}."
+        )
+    for name, value in arguments.items():
         # What the run took where nothing was given may be given by name.
         if value != saved[name] and (saved[name], value) != (None, config.get(name)):
             raise ValueError(
                 f"`{name}` of the run to resume is {saved[name]!r}; leave it out, or "
                 f"start another run. Received: {name}={value!r}"
             )
-    return merged
+    return {name: saved[name] for name in defaults}
 
 
-def restore(network, recipe, folder, config, current):
+def restore(model, folder, config, current):
     """Load weights, optimizer and average, if it is still the same run.
 
+    Args:
+        model: The compiled model.
+        folder: The run's folder.
+        config: Its configuration.
+        current: Dictionary of what must be as it was.
+
     Returns:
-        The history up to there, a dictionary an epoch.
+        The history up to there, a dictionary per epoch.
     """
     for name, value in current.items():
         if value != config[name]:
@@ -113,18 +142,20 @@ def restore(network, recipe, folder, config, current):
     if not rows:
         return rows
     callbacks.keep_best(folder, rows)
-    network.optimizer.build(network.trainable_variables)
+    model.optimizer.build(model.trainable_variables)
     try:
-        network.load_weights(path)
+        model.load_weights(path)
     except Exception as error:
         raise ValueError(
             f"{path} is no state of this run's model ({type(error).__name__}: {error})."
         ) from error
-    # The file holds the average as the model's weights, and the weights in its place:
-    # what Keras's callback exchanges.
-    for callback in recipe.callbacks():
-        callback.set_model(network)
-        callback.on_test_begin()
+    optimizer = model.optimizer
+    if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+        # The file holds the average as the model's weights, and the weights in its
+        # place: what Keras's callback exchanges.
+        exchange = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        exchange.set_model(model)
+        exchange.on_test_begin()
     return rows
 
 

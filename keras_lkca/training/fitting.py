@@ -1,0 +1,494 @@
+"""Fit a classifier, and keep everything that came of it."""
+
+import importlib.util
+import json
+import math
+import pathlib
+import re
+import shlex
+import sys
+
+import keras
+import numpy as np
+
+from keras_lkca import data
+from keras_lkca.backend import device_kind, draws_from_one_generator
+from keras_lkca.checks import check_positive_int
+from keras_lkca.data.batches import as_one_hot, check_mixing, check_numbers
+from keras_lkca.extras import require
+from keras_lkca.files import atomic
+from keras_lkca.models.classifiers import class_names
+from keras_lkca.training import callbacks, evaluation
+from keras_lkca.training.recipe import OPTIMIZER, Recipe
+from keras_lkca.training.state import (
+    LEFT_OUT,
+    conditions,
+    given,
+    merge,
+    new_folder,
+    plain,
+    read_config,
+    restore,
+    write_json,
+)
+
+DEFAULTS = {
+    "recipe": None,
+    "seed": 0,
+    "steps_per_epoch": None,
+    "pipeline": None,
+    "jit_compile": None,
+    "tensorboard": False,
+}
+
+
+def fit(
+    model,
+    train,
+    validation=None,
+    test=None,
+    recipe: Recipe | None = None,
+    output=None,
+    resume: bool = False,
+    seed: int = LEFT_OUT,
+    steps_per_epoch: int | None = LEFT_OUT,
+    pipeline: str | None = LEFT_OUT,
+    jit_compile: bool | None = LEFT_OUT,
+    tensorboard: bool = LEFT_OUT,
+    facts=None,
+    name: str | None = None,
+    about: dict | None = None,
+    extra_callbacks=(),
+) -> dict:
+    """Train a Keras classifier and keep everything that came of it.
+
+    Any classifier of images: a model of this library, of your own, or of another. The
+    validation images choose the best epoch; the test images are read once, at the end.
+
+    Writes into `output`: `config.json` (all that repeats the run), `history.csv`,
+    `best.keras` and `last.keras` after every epoch; `metrics.json`, and with matplotlib
+    installed `curves.png` and `confusion.png`, at the end. Each is written whole or not
+    at all. A run that was killed goes on with `resume=True` and ends with the weights
+    that it would have had without a break, under the same backend.
+
+    Args:
+        model: A built Keras model from images to `(batch, classes)`. One that is not
+            compiled, or was by this function, is compiled with the recipe's optimizer
+            and loss. One that you compiled keeps your optimizer, loss and metrics; the
+            recipe then gives the epochs, the batches and the augmentation. A loss of
+            integer labels, as `"sparse_categorical_crossentropy"`, gets them.
+        train: Pair of arrays, images in [0, 255] `(n, height, width, channels)` and
+            labels: integers `(n,)`, or `(n, classes)`. Or a dataset of batches of them:
+            `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
+            iterable with a length, see `keras_lkca.data.dataset_batches`. Do not
+            repeat it, and leave augmentation to the recipe.
+        validation: Likewise, read into memory; or a float in (0, 1), the share of the
+            training arrays to hold out, drawn class by class. `None` for none: the
+            best epoch is then the last.
+        test: Likewise, or `None`. The same object as `validation` chooses the best
+            epoch by the test images, as many papers report, which flatters.
+        recipe: Defaults to `Recipe.paper()`; on resuming to the run's.
+        output: Folder to write to. Defaults to a new one below `runs/`.
+        resume: Whether to continue the run in `output` after its last whole epoch. What
+            is left out is the run's; what is given must be the run's.
+        seed: Non-negative integer, seed of the order, the augmentation and the shares.
+            Defaults to 0.
+        steps_per_epoch: Positive integer, to end epochs early. Defaults to
+            `recipe.passes_per_epoch` passes.
+        pipeline: Where the augmentation of arrays runs, see
+            `keras_lkca.data.training_batches`. Defaults to `"tf.data"` on a CPU where
+            TensorFlow is installed, else to `"arrays"`.
+        jit_compile: As for `keras.Model.compile`; defaults to Keras's choice.
+        tensorboard: Whether to log into `output/tensorboard`. Needs TensorFlow.
+        facts: `keras_lkca.data.Dataset` of the images, as `from_directory` returns it:
+            whether they may be mirrored, and the mean that fills what is erased.
+        name: What the run is called in its files. Defaults to the model's name.
+        about: Dictionary of what else is to be kept in `config.json`, and to be the
+            same on resuming.
+        extra_callbacks: Further Keras callbacks.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: If an argument is not as above, `output` holds another run, or, to
+            resume, none or one that differs.
+        FloatingPointError: If the loss becomes NaN or infinite; the files of the last
+            epoch before are kept.
+        ImportError: If a package that it needs is missing.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_lkca import LKCAViT, data
+    >>> from keras_lkca.training import Recipe, fit
+    >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    >>> metrics = fit(
+    ...     model,
+    ...     data.digits("train"),
+    ...     validation=0.1,
+    ...     test=data.digits("test"),
+    ...     recipe=Recipe.quick(epochs=1, flip=False, crop_padding=1),
+    ...     output=tempfile.mkdtemp(),
+    ... )  # doctest: +ELLIPSIS
+    lkca_...
+    >>> metrics["images"]
+    {'train': 1260, 'validation': 140, 'test': 397}
+    """
+    arguments = {
+        "seed": seed,
+        "steps_per_epoch": steps_per_epoch,
+        "pipeline": pipeline,
+        "jit_compile": jit_compile,
+        "tensorboard": tensorboard,
+        "recipe": LEFT_OUT if recipe is None else recipe,
+    }
+    about = plain(about or {})
+    config = read_config(output) if resume else None
+    arguments = merge(
+        {**plain(given(arguments)), **about}, config, {**DEFAULTS, **about}
+    )
+    check_arguments(arguments)
+    recipe = Recipe.from_dict(arguments["recipe"] or {})
+    arguments["recipe"] = recipe.to_dict()
+    pipeline = config["pipeline"] if config else arguments["pipeline"]
+    pipeline = pipeline or _default_pipeline()
+    shape, classes = _shapes(model)
+    if isinstance(train, str) or not hasattr(train, "__iter__"):
+        if not isinstance(train, keras.utils.PyDataset):
+            raise ValueError(
+                "`train` must be a pair of arrays or a dataset of batches; a dataset's "
+                f"name is for keras_lkca.training.train. Received: train={train!r}"
+            )
+    on_test = test is not None and validation is test
+    train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
+    if isinstance(validation, float):
+        train, validation = _hold_out(train, validation, arguments["seed"])
+    validation, test = (
+        images if images is None else _arrays(images, split, shape, classes)
+        for images, split in ((validation, "validation"), (test, "test"))
+    )
+    steps = _steps(train, recipe, arguments["steps_per_epoch"])
+    if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
+        require("tensorflow", "data")
+    keras.utils.set_random_seed(arguments["seed"])
+    averaging = _compile(model, recipe, recipe.epochs * steps, arguments["jit_compile"])
+    batches, labels_of = _batches(train, model, recipe, facts, arguments, pipeline)
+    name = name or model.name
+    current = {
+        "parameters": model.count_params(),
+        "steps_per_epoch": steps,
+        "images": {
+            "train": len(train[0]) if _is_pair(train) else None,
+            "validation": 0 if on_test or validation is None else len(validation[0]),
+            "test": 0 if test is None else len(test[0]),
+        },
+        "dtype": model.dtype_policy.name,
+    }
+    slug = re.sub(r"[^\w.]+", "-", f"{name} {keras.config.backend()}")
+    folder = pathlib.Path(output).expanduser() if resume else new_folder(output, slug)
+    rows = []
+    if config:
+        rows = restore(model, folder, config, current)
+    else:
+        config = {
+            "arguments": arguments,
+            "command": shlex.join(sys.argv),
+            "pipeline": pipeline,
+            "name": name,
+            "seeds": callbacks.seeds(model),
+            **current,
+            **conditions(),
+        }
+        write_json(folder / "config.json", config)
+    if (folder / "metrics.json").exists():
+        print(f"the run in {folder} is complete")
+        return json.loads((folder / "metrics.json").read_text())
+    images = f"{len(train[0]):,} images, " if _is_pair(train) else ""
+    resumed = f", resumed after epoch {len(rows)}" if rows else ""
+    print(
+        f"{name}: {current['parameters']:,} parameters, {images}{steps} steps per epoch"
+        f"{resumed}"
+    )
+    seeding, board = [], []
+    if draws_from_one_generator():
+        seeding.append(callbacks.SeedSteps(steps, arguments["seed"]))
+    if arguments["tensorboard"]:
+        board.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
+    if len(rows) < recipe.epochs:
+        if validation is not None:
+            held_out = validation[0], labels_of(validation[1])
+        try:
+            model.fit(
+                batches(len(rows)),
+                validation_data=None if validation is None else held_out,
+                validation_batch_size=recipe.batch_size,
+                steps_per_epoch=steps,
+                initial_epoch=len(rows),
+                epochs=recipe.epochs,
+                verbose=0,
+                shuffle=False,  # the batches are
+                callbacks=[
+                    callbacks.SetSeeds(steps, config.get("seeds")),
+                    *seeding,
+                    *averaging,
+                    callbacks.StopWhenDiverged(),
+                    callbacks.Keep(folder, rows),
+                    callbacks.Progress(
+                        recipe.batch_size if _is_pair(train) else None, steps
+                    ),
+                    *board,
+                    *extra_callbacks,
+                ],
+            )
+        except FloatingPointError as error:
+            kept = (
+                f"{folder} keeps the weights of epoch {len(rows)}, last.keras, and of "
+                f"epoch {callbacks.best_epoch(rows)}, best.keras"
+                if rows
+                else f"no epoch was finished, {folder} keeps no weights"
+            )
+            raise FloatingPointError(
+                f"{error} {kept}. Try a lower learning_rate, a longer warmup, or "
+                "dtype='float32' in place of half precision."
+            ) from error
+    if not rows:
+        raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
+    return _finish(config, folder, rows, test, on_test, _names(model, facts, classes))
+
+
+def check_arguments(arguments):
+    """Raise a `ValueError` for what no run can have."""
+    if arguments["pipeline"] not in (None, *data.PIPELINES):
+        raise ValueError(
+            f"`pipeline` must be one of {data.PIPELINES}. "
+            f"Received: pipeline={arguments['pipeline']!r}"
+        )
+    seed = arguments["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"`seed` must be an integer in [0, 2**32). Received: seed={seed!r}"
+        )
+    if arguments["steps_per_epoch"] is not None:
+        check_positive_int("steps_per_epoch", arguments["steps_per_epoch"])
+
+
+def _default_pipeline():
+    """Augment in TensorFlow's threads on a CPU, where that is fastest."""
+    tensorflow = importlib.util.find_spec("tensorflow") is not None
+    return "tf.data" if tensorflow and device_kind() == "cpu" else "arrays"
+
+
+def _shapes(model):
+    """Return the images' shape, `None` where any fits, and the number of classes."""
+    shapes = [getattr(model, f"{side}_shape", None) for side in ("input", "output")]
+    for shape, rank in zip(shapes, (4, 2), strict=True):
+        if not isinstance(shape, tuple) or len(shape) != rank or shape[-1] is None:
+            raise ValueError(
+                "`model` must be a built Keras model from images (batch, height, "
+                "width, channels) to (batch, classes). Received: a model from "
+                f"{shapes[0]} to {shapes[1]}"
+            )
+    return shapes[0][1:], shapes[1][1]
+
+
+def _is_pair(images):
+    return isinstance(images, (tuple, list)) and len(images) == 2
+
+
+def _arrays(source, name, shape, classes):
+    """Return images and labels as arrays that fit the model, a dataset read whole."""
+    if not _is_pair(source):
+        batches = [tuple(map(keras.ops.convert_to_numpy, batch)) for batch in source]
+        if not batches or len(batches[0]) != 2:
+            raise ValueError(
+                f"`{name}` must give batches (images, labels). Received: "
+                f"{len(batches)} batches of {len(batches[0]) if batches else 'nothing'}"
+            )
+        source = [np.concatenate(part) for part in zip(*batches, strict=True)]
+    images, labels = map(np.asarray, source)
+    check_numbers(images)
+    if not len(images) or any(
+        wanted not in (None, size)
+        for wanted, size in zip(shape, images.shape[1:], strict=True)
+    ):
+        raise ValueError(
+            f"The images of `{name}` must be {('n', *shape)}, as the model takes them. "
+            f"Received: {images.shape}"
+        )
+    one_hot = as_one_hot(labels, len(images), classes)
+    integers = one_hot.argmax(-1)
+    exact = one_hot.max(-1) == 1
+    return images, integers if exact.all() else one_hot
+
+
+def _hold_out(train, share, seed):
+    """Cut a share off the training images, drawn class by class."""
+    if not _is_pair(train) or train[1].ndim != 1 or not 0 < share < 1:
+        raise ValueError(
+            "`validation` must be images and labels, a dataset of them, or a share in "
+            "(0, 1) of training arrays with a class each. Received: "
+            f"validation={share!r}"
+        )
+    images, labels = train
+    rows, others = data.split(labels, share, seed)
+    if not len(rows) or not len(others):
+        raise ValueError(
+            f"`validation` must leave images on both sides of {len(labels)}. "
+            f"Received: validation={share!r}"
+        )
+    return (images[others], labels[others]), (images[rows], labels[rows])
+
+
+def _passes(train, recipe, steps):
+    """Return how often an epoch begins a dataset anew, and the steps from each."""
+    if steps is not None:
+        return 1, steps
+    try:
+        return recipe.passes_per_epoch, len(train)
+    except TypeError as error:
+        raise ValueError(
+            "`steps_per_epoch` is needed for a dataset whose length is not known. "
+            f"Received: train={train!r}"
+        ) from error
+
+
+def _steps(train, recipe, steps):
+    if not _is_pair(train):
+        return math.prod(_passes(train, recipe, steps))
+    count = len(train[0])
+    if recipe.batch_size > count:
+        raise ValueError(
+            "`batch_size` must not be above the number of training images. "
+            f"Received: batch_size={recipe.batch_size} for {count} images"
+        )
+    return steps or max(recipe.passes_per_epoch * count // recipe.batch_size, 1)
+
+
+def _compile(model, recipe, total_steps, jit_compile):
+    """Compile the model unless the user did, and return what averages its weights."""
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None or optimizer.name == OPTIMIZER:
+        jit = "auto" if jit_compile is None else jit_compile
+        recipe.compile(model, total_steps, jit)
+        return recipe.callbacks()
+    print(
+        "the model keeps the optimizer, loss and metrics that it was compiled with; "
+        "the recipe gives epochs, batches and augmentation"
+    )
+    if not optimizer.use_ema:
+        return []
+    return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+
+
+def _batches(train, model, recipe, facts, arguments, pipeline):
+    """Return the batches from an epoch on, and the labels that the loss takes."""
+    _, classes = _shapes(model)
+    loss = model.loss
+    loss = loss if isinstance(loss, str) else getattr(loss, "name", None) or str(loss)
+    one_hot = "sparse" not in loss.lower()
+    channels = model.input_shape[-1]
+    if facts:
+        augmentation = recipe.augmentation(facts.flip, facts.mean)
+    else:
+        mean = (0.5,) * channels
+        if _is_pair(train):
+            mean = train[0][:1000].mean((0, 1, 2)) / 255
+        augmentation = recipe.augmentation(mean=mean)
+
+    check_mixing(augmentation, one_hot)
+
+    def batches(epoch):
+        options = {"augmentation": augmentation, "seed": arguments["seed"]}
+        options["one_hot"] = one_hot
+        if _is_pair(train):
+            first = epoch * _steps(train, recipe, arguments["steps_per_epoch"])
+            return data.training_batches(
+                *(*train, recipe.batch_size, classes),
+                first_step=first,
+                pipeline=pipeline,
+                **options,
+            )
+        passes, steps = _passes(train, recipe, arguments["steps_per_epoch"])
+        return data.dataset_batches(
+            train, classes, steps, first_epoch=epoch * passes, **options
+        )
+
+    def labels_of(labels):
+        one_hot_labels = as_one_hot(labels, len(labels), classes)
+        return one_hot_labels if one_hot else one_hot_labels.argmax(-1)
+
+    return batches, labels_of
+
+
+def _names(model, facts, classes):
+    names = class_names(model) or (facts and facts.class_names)
+    return names or tuple(map(str, range(classes)))
+
+
+def _finish(config, folder, rows, test, on_test, names):
+    """Read the test images, for the last and the best epoch."""
+    arguments, best = config["arguments"], callbacks.best_epoch(rows)
+    batch_size = arguments["recipe"]["batch_size"]
+    results, scores = {}, {}
+    for name, epoch in (("last", len(rows)), ("best", best)):
+        results[name] = {"epoch": epoch}
+        if test is not None:
+            if epoch not in scores:
+                path = folder / f"{name}.keras"
+                trained = keras.models.load_model(path, compile=False)
+                scores[epoch] = evaluation.evaluate(trained, *test, batch_size)
+            results[name] |= scores[epoch][0]
+        if not on_test and "val_accuracy" in rows[0]:
+            results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
+    chosen = "validation images" if "val_loss" in rows[0] else "nothing: the last one"
+    seconds = sum(row["seconds"] for row in rows)
+    metrics = {
+        **{
+            key: arguments[key]
+            for key in ("dataset", "model", "preset", "fraction")
+            if arguments.get(key) is not None
+        },
+        **{key: config[key] for key in ("preset", "name") if key in config},
+        "seed": arguments["seed"],
+        **{key: config[key] for key in ("parameters", "images", "backend")},
+        "epochs": len(rows),
+        "best_epoch_chosen_on": "the test images, which flatters"
+        if on_test
+        else chosen,
+        **results,
+        "fit_seconds": round(seconds, 1),
+        "versions": config["versions"],
+    }
+    if config["images"]["train"]:
+        shown = len(rows) * config["steps_per_epoch"] * batch_size
+        metrics["images_per_second"] = round(shown / seconds)
+    if test is not None:
+        confusion = scores[best][1]
+        metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
+    _draw(config, folder, rows, best, on_test, names, test and confusion)
+    write_json(folder / "metrics.json", metrics)
+    reached = ""
+    if test is not None:
+        reached = (
+            f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last "
+            f"epoch, {metrics['best']['test_accuracy']:.2%} after the best, {best}; "
+        )
+    print(f"{reached}wrote {folder}")
+    return metrics
+
+
+def _draw(config, folder, rows, best, on_test, names, confusion):
+    if importlib.util.find_spec("matplotlib") is None:
+        print('no pictures: they need matplotlib, pip install "keras-lkca[plot]"')
+        return
+    title = config.get("name") or config["preset"]
+    with atomic(folder / "curves.png") as path:
+        held_out = "test" if on_test else "validation"
+        figure = evaluation.curves(rows, title, best, held_out)
+        figure.savefig(path, dpi=120)
+    if confusion is not None:
+        with atomic(folder / "confusion.png") as path:
+            figure = evaluation.confusion_figure(confusion, names, title)
+            figure.savefig(path, dpi=120)
