@@ -546,7 +546,7 @@ def test_report(images, tmp_path):
     large = small(input_shape=(130, 130, 3), patch_size=2, depth=1)
     many = np.zeros((1, 130, 130, 3))
     page = interpret.report(large, many, tmp_path / "large.html").read_text()
-    assert page.count("<svg") == 5 and "all blocks" not in page
+    assert page.count("<svg") == 6 and "all blocks" not in page
     assert "Left out: Matrices of tokens by tokens are made for up to 4,096" in page
 
 
