@@ -1,147 +1,503 @@
-"""The command line: `python -m keras_lkca`, installed as `keras-lkca`."""
+"""The command line: `keras-lkca`, or `python -m keras_lkca`.
+
+Here is the parser, which needs no Keras, so that `--help` answers at once. What the
+commands do is in `commands.py`, which is imported when one is to run.
+"""
 
 import argparse
-import json
+import contextlib
+import errno
+import importlib
 import os
 import pathlib
+import shlex
+import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from keras_lkca import __version__
 
-import numpy as np
+DESCRIPTION = """\
+Large Kernel Convolutional Attention: compact image classifiers for small data.
 
-from keras_lkca import __version__, deploy, interpret, ops, predict
-from keras_lkca.checks import check_positive_int
-from keras_lkca.data.folders import images_below
+  keras-lkca train digits --recipe quick --output runs/digits
+  keras-lkca evaluate runs/digits/best.keras digits
+  keras-lkca predict runs/digits/best.keras 0.png 1.png
+"""
+
+EPILOG = """\
+`keras-lkca COMMAND --help` explains a command. The environment variable
+KERAS_BACKEND chooses tensorflow, jax or torch. TF_CPP_MIN_LOG_LEVEL=0 shows what
+TensorFlow logs, which is silent here otherwise.
+
+exit codes:
+  0    The command is done.
+  1    The work failed: the loss diverged, an export broke down, memory or disk is
+       full. A message says what was kept.
+  2    An argument is wrong, or a file is missing or damaged. A message says which.
+  130  Ctrl-C. A training run can be resumed.
+"""
+
+# What a NAME may be; a test holds it against `keras_lkca.data.DATASETS`.
+NAMES = "cifar10, cifar100, svhn_cropped, tiny_imagenet, digits"
+MODEL = "a .keras file, written under any backend"
+DATA_DIR = (
+    "where the dataset NAME lies or is downloaded to (default: the environment "
+    "variable TFDS_DATA_DIR, or else ~/tensorflow_datasets)"
+)
+ON_ERROR = (
+    "what to do with files of a FOLDER that cannot be decoded: raise an error "
+    "(default), or skip them and print which"
+)
 
 
 def main(arguments=None):
-    """Run a command."""
-    parser = argparse.ArgumentParser(prog="keras-lkca", description="keras_lkca")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    about = (
-        "Measure what each method of the operator costs on this machine under the "
-        "backend of KERAS_BACKEND, and store it where method='auto' finds it."
+    """Run a command, and exit with a code other than 0 if it fails.
+
+    Args:
+        arguments: Sequence of strings. Defaults to those of the process.
+    """
+    parser = make_parser()
+    given = vars(parser.parse_args(arguments))
+    command = given.pop("command")
+    if command == "train" and not given.keys() & {"dataset", "resume"}:
+        _fail(command, 2, "NAME or FOLDER is required, except with --resume")
+    try:
+        # Names of files and classes may hold what the terminal cannot show.
+        with contextlib.suppress(AttributeError):  # a notebook's stdout is another
+            sys.stdout.reconfigure(errors="backslashreplace")
+        run = getattr(_import_commands(), command)
+        run(**given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _fail(command, 130, _interrupted(command, given.get("output")))
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone; Python must not flush to it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (FloatingPointError, RuntimeError, MemoryError) as error:
+        _fail(command, 1, error)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        _fail(command, 1 if full else 2, error)
+
+
+def _fail(command, code, message):
+    message = str(message) or type(message).__name__
+    print(f"keras-lkca {command}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupted(command, output):
+    if command != "train":
+        return "interrupted"
+    if output is None:
+        folder = "FOLDER, the run's folder below runs/"
+    elif (pathlib.Path(output).expanduser() / "config.json").exists():
+        folder = shlex.quote(output)
+    else:
+        return "interrupted before the run began"
+    return f"interrupted; resume the run with --resume --output {folder}"
+
+
+def _import_commands():
+    """Import the commands, and with them Keras and its backend, without their log."""
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _silent_stderr() if level == "3" else contextlib.nullcontext():
+        try:
+            commands = importlib.import_module("keras_lkca.commands")
+        except ModuleNotFoundError as error:
+            if error.name not in ("tensorflow", "jax", "torch"):
+                raise
+            raise ImportError(
+                f"Keras is set to {error.name}, which is not installed. Install it "
+                f'with: pip install "keras-lkca[{error.name}]"; or set KERAS_BACKEND '
+                "to the one of tensorflow, jax and torch that is."
+            ) from error
+        # Under the other backends Keras itself imports TensorFlow, where it is
+        # installed, as soon as a model is built.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorflow")
+    return commands
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """Drop what is written to the file descriptor of stderr.
+
+    While TensorFlow's libraries load they log to it, whatever TF_CPP_MIN_LOG_LEVEL
+    says: oneDNN, missing CUDA drivers, and a warning about absl's logging itself.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+# The parser. What is left out is not among the arguments, and so it is the default of
+# the function in commands.py. The help names those defaults.
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def __init__(self, **arguments):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            **arguments,
+        )
+
+    def error(self, message):
+        """Print the message, and where help is found."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = Parser(
+        prog="keras-lkca",
+        usage="keras-lkca [--version] [--help] COMMAND ...",
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
-    command = commands.add_parser("calibrate", help=about, description=about)
-    command.add_argument(
+    parser.add_argument(
+        *("-V", "--version"),
+        action="version",
+        version=f"keras-lkca {__version__}\n",
+        help="print the version and exit",
+    )
+    commands = parser.add_subparsers(
+        prog=parser.prog,
+        dest="command",
+        metavar="COMMAND",
+        required=True,
+        title="commands",
+    )
+    add_train(commands)
+    add_evaluate(commands)
+    add_predict(commands)
+    add_export(commands)
+    add_report(commands)
+    add_calibrate(commands)
+    return parser
+
+
+def add_train(commands):
+    """Add `train`, whose options are the arguments of `keras_lkca.training.train`."""
+    parser = commands.add_parser(
+        "train",
+        help="train a model on a dataset or on your own images",
+        usage="keras-lkca train NAME|FOLDER [options]\n"
+        "       keras-lkca train --resume --output FOLDER",
+        description="""\
+Train a model, choose its best epoch on validation images, and test it.
+
+example:
+  keras-lkca train pets/ --recipe quick --image-size 64 --output runs/pets
+
+written into --output:
+  config.json                           all that repeats the run
+  history.csv, best.keras, last.keras   after every epoch
+  metrics.json                          at the end: the accuracy on the test images
+  curves.png, confusion.png             at the end, where matplotlib is installed""",
+    )
+    add = parser.add_argument
+    add(
+        "dataset",
+        nargs="?",
+        metavar="NAME|FOLDER",
+        help=f"a dataset ({NAMES}), or a folder with one folder of images per class. "
+        "A FOLDER with folders train and test has its split, and val beside them "
+        "validates; of another a fifth is held out for the test. May be left out with "
+        "--resume.",
+    )
+    add = parser.add_argument_group("the model").add_argument
+    add("--model", metavar="KIND", help="lkca (default), or vit for softmax attention")
+    add("--preset", metavar="NAME", help="its size (default: lkca_vit_tiny, vit_tiny)")
+    add(
+        "--model-set",
+        nargs="+",
+        action="extend",
+        metavar="ARGUMENT=VALUE",
+        help="other arguments of the model, such as patch_size=4 num_kernels=4",
+    )
+    add(
+        "--dtype",
+        metavar="POLICY",
+        help="dtype policy, such as mixed_bfloat16 (default: Keras's, float32)",
+    )
+    add = parser.add_argument_group("the recipe").add_argument
+    add(
+        "--recipe",
+        metavar="RECIPE",
+        help="paper (default), quick for a first look, or a JSON file",
+    )
+    add("--epochs", type=int, metavar="N", help="default: the recipe's")
+    add("--batch-size", type=int, metavar="N", help="default: the recipe's")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        dest="recipe_set",
+        metavar="FIELD=VALUE",
+        help="other fields of the recipe, such as learning_rate=2e-3 flip=false",
+    )
+    add(
+        "--steps-per-epoch",
+        type=int,
+        metavar="N",
+        help="end epochs early (default: the recipe's passes over the images)",
+    )
+    add = parser.add_argument_group("the images").add_argument
+    add("--data-dir", metavar="DIR", help=DATA_DIR)
+    add(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="height and width that the images of a FOLDER get (default: 64)",
+    )
+    add("--on-error", metavar="raise|skip", help=ON_ERROR)
+    add(
+        "--fraction",
+        type=float,
+        metavar="SHARE",
+        help="share of the training images to use (default: 1)",
+    )
+    add(
+        "--validation-split",
+        type=float,
+        metavar="SHARE",
+        help="share of these that validates (default: 0.1)",
+    )
+    add(
+        "--select",
+        metavar="validation|test",
+        help="images that choose the best epoch (default: validation). test trains on "
+        "all the others, and its figures flatter",
+    )
+    add = parser.add_argument_group("the run").add_argument
+    add("--output", metavar="FOLDER", help="default: a new folder below runs/")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the run in --output after its last whole epoch",
+    )
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of weights, splits, order and augmentation (default: 0)",
+    )
+    add(
+        "--pipeline",
+        metavar="tf.data|arrays",
+        help="where the augmentation runs (default: tf.data on a CPU where TensorFlow "
+        "is installed, else arrays)",
+    )
+    add(
+        "--jit-compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the training step (default: Keras's choice)",
+    )
+    add("--tensorboard", action="store_true", help="log into OUTPUT/tensorboard")
+
+
+def add_evaluate(commands):
+    """Add `evaluate`."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a model's accuracy, per class too",
+        usage="keras-lkca evaluate MODEL NAME|FOLDER [options]",
+        description="""\
+Print a model's accuracy, its loss and the accuracy per class on labelled images;
+above five classes also how often the right class is among the five likeliest.
+
+example:
+  keras-lkca evaluate runs/pets/best.keras pets/ --split test --json pets.json""",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add(
+        "dataset",
+        metavar="NAME|FOLDER",
+        help=f"a dataset ({NAMES}), or a folder with one folder of images per class, "
+        "named as the model's classes, or with folders train and test of these",
+    )
+    add(
+        "--split",
+        choices=("test", "train"),
+        help="which images (default: test). Of a FOLDER without folders train and "
+        "test: the share that `train` holds out for the test, or the others "
+        "(default: all)",
+    )
+    add("--data-dir", metavar="DIR", help=DATA_DIR)
+    add("--on-error", metavar="raise|skip", help=ON_ERROR)
+    add("--batch-size", type=int, metavar="N", help="images per step (default: 128)")
+    add(
+        "--json",
+        dest="json_file",
+        metavar="FILE",
+        help="write all of it, and the confusion matrix, as JSON",
+    )
+    add(
+        "--confusion",
+        dest="confusion_file",
+        metavar="FILE.png",
+        help="draw the confusion matrix; needs matplotlib",
+    )
+
+
+def add_predict(commands):
+    """Add `predict`."""
+    parser = commands.add_parser(
+        "predict",
+        help="classify image files",
+        usage="keras-lkca predict MODEL IMAGE [IMAGE ...] [options]",
+        description="""\
+Print the likeliest classes of image files. Images of any size are turned as their
+EXIF data says, cropped about their centre and resized to what the model takes.
+
+example:
+  keras-lkca predict runs/pets/best.keras cat.jpg dog.jpg --top 2 --csv pets.csv""",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF files")
+    add("--top", type=int, metavar="N", help="classes per image (default: 5)")
+    add(
+        "--csv",
+        dest="csv_file",
+        metavar="FILE",
+        help="also write them as a table with the columns file, class_1, "
+        "probability_1, class_2, ...",
+    )
+
+
+def add_export(commands):
+    """Add `export`, whose options are the arguments of `keras_lkca.deploy.export`."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model in a format that is served",
+        usage="keras-lkca export MODEL OUTPUT [options]",
+        description="""\
+Export a model, load the result by the runtime that serves it, and compare the
+probabilities of both. Nothing is written if they differ by more than --tolerance.
+
+examples:
+  keras-lkca export runs/pets/best.keras serving/pets --image-bytes
+  keras-lkca export runs/pets/best.keras pets.onnx --format onnx""",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add(
+        "output",
+        metavar="OUTPUT",
+        help="the file to write; for tf_saved_model the folder that holds the versions",
+    )
+    add(
+        "--format",
+        metavar="FORMAT",
+        help="tf_saved_model (default), onnx, litert, openvino or torch",
+    )
+    add("--no-fold", action="store_true", help="keep every layer of an LKCA model")
+    add("--tolerance", type=float, metavar="P", help="default: 1e-4, quantized 0.1")
+    add("--overwrite", action="store_true", help="replace what is there")
+    add = parser.add_argument_group("for tf_saved_model").add_argument
+    add(
+        "--version",
+        type=int,
+        metavar="N",
+        help="the folder below OUTPUT (default: 1)",
+    )
+    add(
+        "--image-bytes",
+        action="store_true",
+        help="add a signature that takes JPEG and PNG files",
+    )
+    add = parser.add_argument_group("for litert").add_argument
+    add(
+        "--quantize",
+        metavar="weights|int8",
+        help="keep the weights in 8 bits, or compute in them too (default: neither)",
+    )
+    add(
+        "--calibration",
+        metavar="FOLDER",
+        help="images like those that will come, for --quantize int8",
+    )
+
+
+def add_report(commands):
+    """Add `report`."""
+    parser = commands.add_parser(
+        "report",
+        help="write one HTML page with what a model learned",
+        usage="keras-lkca report MODEL NAME|FOLDER OUTPUT [options]",
+        description="""\
+Write one HTML page with a model's kernels, attention maps, receptive field and
+statistics. It is whole in itself. Needs matplotlib.
+
+example:
+  keras-lkca report runs/pets/best.keras pets/ pets.html""",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a .keras file with LKCA layers")
+    add(
+        "images",
+        metavar="NAME|FOLDER",
+        help=f"a dataset ({NAMES}), of which the test images are taken, or a folder of "
+        "image files, in folders or not",
+    )
+    add("output", metavar="OUTPUT", help="the page, .html")
+    add("--beside", metavar="MODEL", help="a ViT of the same images, shown beside it")
+    add(
+        "--average-over",
+        type=int,
+        metavar="N",
+        help="images that the receptive field is averaged over (default: 64)",
+    )
+    add("--data-dir", metavar="DIR", help=DATA_DIR)
+
+
+def add_calibrate(commands):
+    """Add `calibrate`."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure this machine, so that method='auto' knows it",
+        usage="keras-lkca calibrate [options]",
+        description="""\
+Measure what each method of the operator costs on this machine under the backend of
+KERAS_BACKEND, and store it where method="auto" finds it. It takes some minutes; leave
+the machine alone meanwhile.
+
+example:
+  KERAS_BACKEND=jax keras-lkca calibrate""",
+    )
+    add = parser.add_argument
+    add(
         "--dtype",
         nargs="+",
         choices=("float32", "bfloat16"),
-        default=["float32", "bfloat16"],
+        help="what to measure, of float32 and bfloat16 (default: both)",
     )
-    command.add_argument("--seconds", type=float, default=0.2, help="for each method")
-    command.add_argument("--output", help="by default in the Keras home directory")
-    about = "Print the likeliest classes of images under a saved model."
-    command = commands.add_parser("predict", help=about, description=about)
-    command.add_argument("model", help="a .keras file")
-    command.add_argument("images", nargs="+", help="image files")
-    command.add_argument("--top", type=int, default=5, help="classes an image")
-    about = "Export a saved model to a format that is served, and check the result."
-    command = commands.add_parser("export", help=about, description=about)
-    command.add_argument("model", help="a .keras file, of any backend")
-    command.add_argument("output", help="a file; a folder for tf_saved_model")
-    command.add_argument(
-        "--format", choices=sorted(deploy.FORMATS), default="tf_saved_model"
+    add(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time for each method on each shape (default: 0.2)",
     )
-    command.add_argument("--no-fold", action="store_true", help="keep every layer")
-    command.add_argument(
-        "--version", type=int, default=1, help="folder below a tf_saved_model's output"
+    add(
+        "--output",
+        metavar="FILE",
+        help="JSON file to write (default: one in the Keras home directory)",
     )
-    command.add_argument(
-        "--image-bytes",
-        action="store_true",
-        help="a tf_saved_model's signature for JPEG and PNG files",
-    )
-    command.add_argument(
-        "--quantize", choices=deploy.formats.QUANTIZE, help="litert only"
-    )
-    command.add_argument(
-        "--calibration", metavar="FOLDER", help="of images, for --quantize int8"
-    )
-    command.add_argument("--tolerance", type=float, help="default: 1e-4, quantized 0.1")
-    command.add_argument("--overwrite", action="store_true")
-    about = "Write one HTML page with what a saved model learned."
-    command = commands.add_parser("report", help=about, description=about)
-    command.add_argument("model", help="a .keras file with LKCA layers")
-    command.add_argument("images", help="a folder of image files")
-    command.add_argument("output", help="the page, .html")
-    command.add_argument("--beside", metavar="MODEL", help="a second model")
-    command.add_argument(
-        "--average-over", type=int, default=64, help="images of the folder"
-    )
-    parsed = parser.parse_args(arguments)
-    try:
-        {
-            "calibrate": _calibrate,
-            "export": _export,
-            "predict": _predict,
-            "report": _report,
-        }[parsed.command](parsed)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
-def _calibrate(parsed):
-    ops.calibrate(parsed.output, tuple(parsed.dtype), parsed.seconds)
-
-
-def _export(parsed):
-    images = None
-    if parsed.calibration:
-        model = deploy.read_model(parsed.model)
-        images = _images_in(parsed.calibration, model)
-    path = deploy.export(
-        parsed.model,
-        parsed.output,
-        parsed.format,
-        fold_model=False if parsed.no_fold else None,
-        version=parsed.version,
-        image_bytes=parsed.image_bytes,
-        quantize=parsed.quantize,
-        calibration_images=images,
-        tolerance=parsed.tolerance,
-        overwrite=parsed.overwrite,
-    )
-    print(f"wrote {path}")
-
-
-def _images_in(folder, model, count=None):
-    paths = images_below(pathlib.Path(folder).expanduser())
-    if not paths:
-        raise ValueError(f"{folder} holds no images.")
-    if count:  # evenly from all of its folders
-        chosen = np.linspace(0, len(paths) - 1, min(count, len(paths)))
-        paths = [paths[int(i)] for i in chosen]
-    return deploy.read_images(paths, model.input_shape[1:])
-
-
-def _report(parsed):
-    check_positive_int("--average-over", parsed.average_over)
-    model = deploy.read_model(parsed.model)
-    beside = parsed.beside and deploy.read_model(parsed.beside)
-    images = _images_in(parsed.images, model, parsed.average_over)
-    title = _title_of_run(pathlib.Path(parsed.model).expanduser())
-    path = interpret.report(model, images, parsed.output, beside, title=title)
-    print(f"wrote {path}")
-
-
-def _title_of_run(path):
-    """Return what a run's folder says of a model: its preset and its dataset."""
-    try:
-        config = json.loads((path.parent / "config.json").read_text())
-        dataset = pathlib.Path(config["arguments"]["dataset"]).name
-        return f"{config['preset']} on {dataset}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _predict(parsed):
-    results = predict(parsed.model, parsed.images, parsed.top)
-    for path, classes in zip(parsed.images, results, strict=True):
-        print(path)
-        for name, probability in classes:
-            print(f"    {probability:7.2%}  {name}")
 
 
 if __name__ == "__main__":

@@ -64,27 +64,7 @@ def test_predict_without_names(images):
     assert len(names) == 5 and set(names) <= set("0123456789")
 
 
-def test_predict_files_from_the_command_line(classifier, images, run_python, tmp_path):
-    classifier.save(tmp_path / "model.keras")
-    for index, image in enumerate(images[:2]):
-        Image.fromarray(image).save(tmp_path / f"{index}.png")
-    paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    out = run_python(
-        *("-m", "keras_lkca", "predict", tmp_path / "model.keras", *paths, "--top", 2)
-    )
-    results = keras_lkca.predict(tmp_path / "model.keras", paths, top=2)
-    expected = keras_lkca.predict(classifier, images[:2], top=2)
-    lines = out.splitlines()
-    for number, (path, result) in enumerate(zip(paths, results, strict=True)):
-        assert lines[3 * number] == str(path)
-        for line, (name, probability) in zip(
-            lines[3 * number + 1 :], result, strict=False
-        ):
-            assert line.split() == [f"{probability:.2%}", name]
-        assert [name for name, _ in result] == [name for name, _ in expected[number]]
-
-
-def test_bad_input_to_predict(classifier, images, tmp_path, run_python):
+def test_bad_input_to_predict(classifier, images, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no .*missing.png"):
         keras_lkca.predict(classifier, tmp_path / "missing.png")
     with pytest.raises(FileNotFoundError, match="There is no .*missing.keras"):
@@ -103,10 +83,6 @@ def test_bad_input_to_predict(classifier, images, tmp_path, run_python):
         keras_lkca.predict(3, images)
     with pytest.raises(ValueError, match="`model` must map images to classes"):
         keras_lkca.predict(trained(include_top=False, pooling=None), images)
-    error = run_python(
-        *("-m", "keras_lkca", "predict", tmp_path / "model.keras", "a.png"), expect=2
-    )
-    assert "is no `.keras` file" in error and "Traceback" not in error
 
 
 def test_a_file_with_unknown_classes_says_what_to_do(tmp_path):
@@ -420,23 +396,16 @@ def test_a_quantized_model_is_exported_but_not_folded(images, tmp_path):
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=0.02)
 
 
-@once
-def test_grey_files_calibrate(run_python, tmp_path):
-    needs("litert")
-    model = LKCAViT((8, 8, 1), patch_size=2, embed_dim=16, depth=1)
-    model.save(tmp_path / "model.keras")
+def test_grey_files(tmp_path):
     (tmp_path / "images").mkdir()
-    for index, image in enumerate(keras_lkca.data.digits("test")[0][:5]):
-        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{index}.png")
-    run_python(
-        *("-m", "keras_lkca", "export", tmp_path / "model.keras"),
-        *(tmp_path / "model.tflite", "--format", "litert"),
-        *("--quantize", "int8", "--calibration", tmp_path / "images"),
-    )
-    assert (tmp_path / "model.tflite").exists()
+    images = keras_lkca.data.digits("test")[0][:5]
+    paths = [tmp_path / "images" / f"{index}.png" for index in range(5)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[..., 0]).save(path)
+    np.testing.assert_array_equal(deploy.read_images(paths, (8, 8, 1)), images)
     deep = LKCAViT((8, 8, 4), patch_size=2, embed_dim=16, depth=1)
     with pytest.raises(ValueError, match="Image files have 1 channel or 3"):
-        keras_lkca.predict(deep, tmp_path / "images" / "0.png")
+        keras_lkca.predict(deep, paths[0])
 
 
 def test_bad_input_to_quantized_export(classifier, images, tmp_path):
@@ -516,17 +485,6 @@ def test_a_model_with_a_layer_of_ones_own_is_exported(images, tmp_path, monkeypa
     with pytest.raises(ValueError, match="Doubled is defined in the program itself"):
         deploy.export(model, tmp_path / "other.onnx", format="onnx")
     assert not (tmp_path / "other.onnx").exists()
-
-
-@once
-def test_export_from_the_command_line(classifier, run_python, tmp_path):
-    needs("onnx")
-    classifier.save(tmp_path / "model.keras")
-    command = ("-m", "keras_lkca", "export", tmp_path / "model.keras")
-    out = run_python(*command, tmp_path / "model.onnx", "--format", "onnx")
-    assert "probabilities differ by" in out and f"wrote {tmp_path}/model.onnx" in out
-    error = run_python(*command, tmp_path / "model.onnx", "--format", "onnx", expect=2)
-    assert "exists; choose another" in error and "Traceback" not in error
 
 
 def test_bad_input_to_export(classifier, tmp_path, monkeypatch):

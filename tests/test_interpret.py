@@ -1,4 +1,3 @@
-import json
 import re
 import warnings
 
@@ -617,28 +616,6 @@ def test_report_of_models_of_ones_own(build, title, drawn, left, images, tmp_pat
         assert re.search(f"Left out: [^<]*{reason}", page)
     assert ("untrained" in page) == (title != "FoldedModel" and drawn == 6)
     assert ("not known" in page) == (title == "any")
-
-
-def test_report_from_the_command_line(images, tmp_path, run_python):
-    Image = pytest.importorskip("PIL.Image")
-    small().save(tmp_path / "model.keras")
-    (tmp_path / "images" / "cat").mkdir(parents=True)
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "images" / "cat" / f"{index}.png")
-    config = {"preset": "lkca_vit_tiny", "arguments": {"dataset": "/data/pets"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    command = ("-m", "keras_lkca", "report", tmp_path / "model.keras")
-    out = run_python(*command, tmp_path / "images", tmp_path / "report.html")
-    assert out.strip() == f"wrote {tmp_path}/report.html"
-    page = (tmp_path / "report.html").read_text()
-    assert "<h1>lkca_vit_tiny on pets: what it learned</h1>" in page
-    vit().save(tmp_path / "vit.keras")
-    for arguments, message in (
-        ((tmp_path / "images", tmp_path / "none" / "a.html"), "folder that exists"),
-        ((tmp_path / "nowhere", "a.html"), "holds no images"),
-    ):
-        error = run_python(*command, *arguments, expect=2)
-        assert message in error and "Traceback" not in error
 
 
 def test_example(tmp_path, run_python):

@@ -259,25 +259,6 @@ def test_calibrate_bad_dtypes(dtypes, tmp_path):
         calibrate(tmp_path / "costs.json", dtypes=dtypes)
 
 
-def test_calibrate_by_command(tmp_path, monkeypatch):
-    from keras_lkca.__main__ import main
-
-    calls = []
-    monkeypatch.setattr("keras_lkca.ops.calibrate", lambda *a: calls.append(a))
-    main(["calibrate", "--dtype", "float32", "--seconds", "0.5", "--output", "c.json"])
-    main(["calibrate"])
-    assert calls == [
-        ("c.json", ("float32",), 0.5),
-        (None, ("float32", "bfloat16"), 0.2),
-    ]
-
-
-def test_command_line(tmp_path, run_python):
-    assert keras_lkca.__version__ in run_python("-m", "keras_lkca", "--version")
-    assert "calibrate" in run_python("-m", "keras_lkca", "--help")
-    assert "invalid choice" in run_python("-m", "keras_lkca", "fly", expect=2)
-
-
 def test_fit_finds_the_constants_and_none_below_zero():
     rng = np.random.default_rng(0)
     constants = np.array([1e-4, 0, 3e-11, 2e-9])

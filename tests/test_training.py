@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -306,7 +305,7 @@ def test_a_loss_that_diverges_stops_the_run(when, tmp_path, monkeypatch):
 
 def arguments_of(output, *more):
     return [
-        *(str(ROOT / "tests" / "train_digits.py"), "--output", str(output)),
+        *("-m", "keras_lkca", "train", "digits", "--output", str(output)),
         *("--epochs", "4", "--batch-size", "32", "--steps-per-epoch", "12"),
         *("--set", "ema_momentum=0.9", "rand_augment=1", "mix_probability=0.5"),
         *("drop_path_rate=0.3", "crop_padding=1", "passes_per_epoch=1"),
@@ -484,31 +483,6 @@ def pets(tmp_path, rng):
     return tmp_path / "pets"
 
 
-def test_example_on_own_images(pets, run_python, tmp_path):
-    (pets / "cat" / "broken.jpg").write_text("no image")
-    arguments = [
-        *(ROOT / "examples" / "own_images.py", pets, "--recipe", "quick"),
-        *("--epochs", 10, "--batch-size", 8, "--image-size", 8, "--output"),
-        *(tmp_path / "run", "--model-set", "depth=1", "embed_dim=16", "patch_size=4"),
-    ]
-    error = run_python(*arguments, expect=2)
-    assert "broken.jpg" in error and "--on-error skip" in error
-    assert "Traceback" not in error and not (tmp_path / "run").exists()
-    out = run_python(*arguments, "--on-error", "skip")
-    assert "skipped: 1 of 41" in out and "broken.jpg" in out
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["images"] == {"train": 29, "validation": 3, "test": 8}
-    assert set(metrics["best_per_class_accuracy"]) == {"cat", "dog"}
-    resume = ("--resume", "--output", tmp_path / "run")
-    assert "is complete" in run_python(arguments[0], *resume)
-    error = run_python(arguments[0], *resume[1:], expect=2)
-    assert "FOLDER is required" in error
-    error = run_python(arguments[0], tmp_path / "nowhere", expect=2)
-    assert "`dataset` must be a folder of images" in error
-    assert metrics["last"]["test_accuracy"] >= 0.75  # of eight images
-    assert "test_top5_accuracy" not in metrics["last"]
-
-
 def test_a_folder_with_its_own_test_images(pets, tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -539,136 +513,6 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
 
 
 # The examples
-
-
-@pytest.fixture(scope="module")
-def cifar100(tmp_path_factory):
-    """A prepared TFDS folder of a few random images."""
-    if "LKCA_DATA" in os.environ:
-        return os.environ["LKCA_DATA"] + "/tfds"
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class Cifar100(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = "cifar100"
-        VERSION = tfds.core.Version("3.0.2")
-        pkg_dir_path = ROOT
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(32, 32, 3)),
-                        "label": tfds.features.ClassLabel(num_classes=100),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-            )
-
-        def _split_generators(self, _):
-            return {"train": self._generate_examples(16), "test": self._examples(8)}
-
-        def _examples(self, count):
-            rng = np.random.default_rng(0)
-            for index in range(count):
-                image = rng.integers(0, 256, (32, 32, 3)).astype("uint8")
-                yield index, {"image": image, "label": index}
-
-        _generate_examples = _examples
-
-    root = tmp_path_factory.mktemp("tfds")
-    Cifar100(data_dir=str(root)).download_and_prepare()
-    return root
-
-
-@pytest.mark.filterwarnings("ignore")  # what TFDS does while it writes is its own
-def test_example_on_a_prepared_dataset(cifar100, run_python, tmp_path):
-    arguments = "--preset lkca_vit_05m --epochs 1 --steps-per-epoch 2 --batch-size 4"
-    arguments += " --validation-split 0.25"
-    out = run_python(
-        ROOT / "examples" / "cifar100.py",
-        *arguments.split(),
-        *("--data-dir", cifar100, "--output", tmp_path / "run", "--seed", 3),
-    )
-    assert "509,800 parameters" in out and "test accuracy" in out
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["seed"] == 3 and metrics["epochs"] == 1
-    if "LKCA_DATA" not in os.environ:
-        assert metrics["images"] == {"train": 12, "validation": 4, "test": 8}
-    assert (tmp_path / "run" / "best.keras").exists()
-
-
-WITHOUT_TENSORFLOW = """
-import importlib.machinery, runpy, sys
-
-find = importlib.machinery.PathFinder.find_spec
-importlib.machinery.PathFinder.find_spec = lambda name, *rest: (
-    None if name.split(".")[0].startswith("tensorflow") else find(name, *rest)
-)
-script, *sys.argv[1:] = sys.argv[1:]
-runpy.run_path(script, run_name="__main__")
-assert "tensorflow" not in sys.modules
-"""
-
-
-@pytest.mark.skipif(
-    keras.config.backend() == "tensorflow", reason="TensorFlow is the backend"
-)
-@pytest.mark.parametrize("options", [("--recipe", "quick"), ("--pipeline", "arrays")])
-def test_example_without_tensorflow(options, run_python, tmp_path, rng):
-    """From a file of arrays; the second time with the paper's whole augmentation."""
-    np.savez(
-        tmp_path / "cifar100.npz",
-        x_train=rng.integers(0, 256, (64, 32, 32, 3)).astype("uint8"),
-        y_train=np.arange(64),
-        x_test=rng.integers(0, 256, (8, 32, 32, 3)).astype("uint8"),
-        y_test=np.arange(8),
-    )
-    run_python(
-        *("-c", WITHOUT_TENSORFLOW, ROOT / "examples" / "cifar100.py"),
-        *("--data-dir", tmp_path, "--output", tmp_path / "run", "--epochs", 1),
-        *("--batch-size", 16, "--steps-per-epoch", 2, *options),
-        *("--model-set", "depth=1", "embed_dim=16"),
-    )
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["pipeline"] == "arrays"
-    expected = 0 if "quick" in options else 2
-    assert config["arguments"]["recipe"]["rand_augment"] == expected
-    assert (tmp_path / "run" / "metrics.json").exists()
-    error = run_python(
-        *("-c", WITHOUT_TENSORFLOW, ROOT / "examples" / "cifar100.py"),
-        *("--data-dir", tmp_path, "--pipeline", "tf.data"),
-        expect=2,
-    )
-    assert "needs tensorflow" in error and 'keras-lkca[data]"' in error
-    error = run_python(
-        *("-c", WITHOUT_TENSORFLOW, ROOT / "examples" / "svhn.py"),
-        *("--data-dir", tmp_path),
-        expect=2,
-    )
-    assert "Without TensorFlow, put its arrays" in error
-
-
-@pytest.mark.parametrize(
-    "name", ["cifar10", "cifar100", "svhn", "tiny_imagenet", "own_images"]
-)
-def test_examples_take_the_same_arguments(name, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", [name, "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
-    out = capsys.readouterr().out
-    for argument in (
-        *("--model", "--preset", "--epochs", "--batch-size", "--recipe", "--set"),
-        *("--output", "--resume", "--seed", "--steps-per-epoch", "--pipeline"),
-    ):
-        assert argument in out
-
-
-def test_example_says_what_is_wrong_in_one_line(run_python, tmp_path):
-    error = run_python(
-        *(ROOT / "examples" / "tiny_imagenet.py", "--data-dir", tmp_path), expect=2
-    )
-    assert "tiny-imagenet-200" in error and "Traceback" not in error
 
 
 def test_quickstart(run_python, tmp_path):

@@ -145,10 +145,13 @@ def read_images(paths, shape) -> np.ndarray:
             f"of {shape[2]} channels"
         )
     images, _ = decode([pathlib.Path(p).expanduser() for p in paths], shape[:2])
-    if shape[2] == 1:
-        luma = images @ np.array([0.299, 0.587, 0.114])
-        images = luma.round().astype("uint8")[..., None]
-    return images
+    return grey(images) if shape[2] == 1 else images
+
+
+def grey(images):
+    """Return the luma of RGB images, `(n, height, width, 1)`."""
+    luma = images @ np.array([0.299, 0.587, 0.114])
+    return luma.round().astype("uint8")[..., None]
 
 
 def _as_images(images, shape):

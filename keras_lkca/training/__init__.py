@@ -1,9 +1,8 @@
 """Training on small image datasets: the recipe, the run, what it is worth."""
 
-from keras_lkca.training.cli import main
 from keras_lkca.training.evaluation import evaluate
 from keras_lkca.training.fitting import fit
 from keras_lkca.training.recipe import Recipe
 from keras_lkca.training.run import train
 
-__all__ = ["Recipe", "evaluate", "fit", "main", "train"]
+__all__ = ["Recipe", "evaluate", "fit", "train"]

@@ -1,0 +1,303 @@
+"""What the commands of the command line do; `__main__.py` has their parser."""
+
+import csv
+import json
+import pathlib
+
+import numpy as np
+
+from keras_lkca import data, deploy, interpret, ops, training
+from keras_lkca.checks import check_positive_int
+from keras_lkca.data.folders import images_below
+from keras_lkca.deploy.prediction import grey
+from keras_lkca.extras import require
+from keras_lkca.files import atomic
+from keras_lkca.models.classifiers import check_classifier, class_names, image_shape
+from keras_lkca.training import Recipe, evaluation
+from keras_lkca.training.run import TEST_SHARE
+
+
+def train(
+    dataset=None,
+    recipe=None,
+    epochs=None,
+    batch_size=None,
+    recipe_set=(),
+    model_set=(),
+    **given,
+):
+    """Train; `given` are arguments of `keras_lkca.training.train`."""
+    changes = _assignments("--set", recipe_set)
+    for field, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value is not None:
+            changes[field] = value
+    if recipe is not None or changes:
+        given["recipe"] = _recipe(recipe, changes)
+    if model_set:
+        given["model_options"] = _assignments("--model-set", model_set)
+    if dataset is not None:
+        given["dataset"] = dataset
+    training.train(**given)
+
+
+def _recipe(name, changes):
+    if name in (None, "paper"):
+        return Recipe.paper(**changes)
+    if name == "quick":
+        return Recipe.quick(**changes)
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            "`--recipe` must be paper, quick or a JSON file that exists. "
+            f"Received: {name!r}"
+        )
+    return Recipe.from_dict({**Recipe.from_json(path.read_text()).to_dict(), **changes})
+
+
+def _assignments(option, texts):
+    """Read NAME=VALUE, the value as JSON or as Python writes it."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"`{option}` takes NAME=VALUE. Received: {text!r}")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = {"True": True, "False": False, "None": None}.get(
+                value, value
+            )
+    return values
+
+
+def evaluate(
+    model,
+    dataset,
+    split=None,
+    data_dir=None,
+    on_error="raise",
+    batch_size=128,
+    json_file=None,
+    confusion_file=None,
+):
+    """Print what a model is worth on labelled images, and write it into files."""
+    check_positive_int("--batch-size", batch_size)
+    if json_file:
+        _check_output("--json", json_file)
+    if confusion_file:
+        _check_output("--confusion", confusion_file, (".png", ".svg", ".pdf"))
+        require("matplotlib", "plot")
+    network = deploy.read_model(model)
+    check_classifier(network)
+    images, labels, what = _labelled_images(network, dataset, split, data_dir, on_error)
+    names = _class_names(network)
+    scores, confusion = training.evaluate(network, images, labels, batch_size)
+    results = {
+        "model": str(model),
+        "images_of": what,
+        "images": len(labels),
+        "accuracy": scores["test_accuracy"],
+        "top5_accuracy": scores.get("test_top5_accuracy"),
+        "loss": scores["test_loss"],
+        "per_class_accuracy": evaluation.per_class(confusion, names),
+        "class_names": names,
+        "confusion": confusion.tolist(),
+    }
+    _print_results(results)
+    if json_file:
+        with atomic(pathlib.Path(json_file).expanduser()) as path:
+            path.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"wrote {_shown(json_file)}")
+    if confusion_file:
+        title = f"{pathlib.Path(model).name} on {what}"
+        shown = [_shown(name) for name in names]
+        with atomic(pathlib.Path(confusion_file).expanduser()) as path:
+            figure = evaluation.confusion_figure(confusion, shown, _shown(title))
+            figure.savefig(path, dpi=120)
+        print(f"wrote {_shown(confusion_file)}")
+
+
+def _print_results(results):
+    print(f"{results['images']:,} images of {_shown(results['images_of'])}")
+    print(f"accuracy       {results['accuracy']:8.2%}")
+    if results["top5_accuracy"] is not None:
+        print(f"top-5 accuracy {results['top5_accuracy']:8.2%}")
+    print(f"loss           {results['loss']:8.4f}")
+    names = [_shown(name) for name in results["class_names"]]
+    width = max(len("class"), *map(len, names))
+    print(f"\n{'class':{width}}  images  accuracy")
+    for index, (name, row) in enumerate(zip(names, results["confusion"], strict=True)):
+        count = sum(row)
+        accuracy = f"{row[index] / count:10.2%}" if count else ""
+        print(f"{name:{width}}{count:8,}{accuracy}")
+
+
+def _labelled_images(model, source, split, data_dir, on_error):
+    """Return images and labels as the model has them, and what they are, in words."""
+    shape = image_shape(model)
+    if source in data.DATASETS:
+        split = split or "test"
+        facts = data.describe(source)
+        if facts.input_shape != shape:
+            raise ValueError(
+                f"`MODEL` must take the images of {source}, {facts.input_shape}. "
+                f"Received: a model of images {shape}"
+            )
+        classes = _order_of_classes(model, source, facts.num_classes, facts.class_names)
+        images, labels = data.load(source, split, data_dir)
+        return images, classes[labels], f"{source}, {split}"
+    _check_source(source)
+    if shape[2] not in (1, 3):
+        raise ValueError(
+            "`MODEL` must take images of 1 channel or 3, as files have them. "
+            f"Received: a model of images {shape}"
+        )
+    folder = pathlib.Path(source).expanduser()
+    whole = not all((folder / name).is_dir() for name in ("train", "test"))
+    if not whole:
+        split = split or "test"
+        folder = folder / split
+    images, labels, facts = data.from_directory(folder, shape[:2], on_error)
+    classes = _order_of_classes(model, folder, facts.num_classes, facts.class_names)
+    if whole and split:
+        test, train = data.split(labels, TEST_SHARE, seed=0)  # as `train` does
+        rows = test if split == "test" else train
+        images, labels = images[rows], labels[rows]
+    if shape[2] == 1:
+        images = grey(images)
+    return images, classes[labels], f"{source}, {split}" if split else str(source)
+
+
+def _order_of_classes(model, source, count, names):
+    """Return the model's class for each class of a dataset, after a check."""
+    classes, known = model.output_shape[-1], class_names(model)
+    if known and names:
+        missing, unknown = set(known) - set(names), set(names) - set(known)
+        if missing or unknown:
+            raise ValueError(
+                f"The classes of {source} must be those of the model by name. "
+                f"Only the model has {sorted(missing)}, only {source} has "
+                f"{sorted(unknown)}."
+            )
+        return np.array([known.index(name) for name in names])
+    if count != classes:
+        raise ValueError(
+            f"{source} must have as many classes as the model, {classes}. "
+            f"Received: {count} classes"
+        )
+    return np.arange(classes)
+
+
+def _class_names(model):
+    return list(class_names(model) or map(str, range(model.output_shape[-1])))
+
+
+def predict(model, images, top=5, csv_file=None):
+    """Print the likeliest classes of image files, and write them into a table."""
+    if csv_file:
+        _check_output("--csv", csv_file)
+    results = deploy.predict(model, images, top)
+    for path, classes in zip(images, results, strict=True):
+        print(_shown(path))
+        for name, probability in classes:
+            print(f"    {probability:7.2%}  {_shown(name)}")
+    if csv_file:
+        header = ["file"]
+        for number in range(1, len(results[0]) + 1):
+            header += [f"class_{number}", f"probability_{number}"]
+        with (
+            atomic(pathlib.Path(csv_file).expanduser()) as path,
+            path.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for image, classes in zip(images, results, strict=True):
+                row = [_shown(image)]
+                for name, probability in classes:
+                    row += [_shown(name), f"{probability:.6f}"]
+                writer.writerow(row)
+        print(f"wrote {_shown(csv_file)}")
+
+
+def export(model, output, no_fold=False, calibration=None, **given):
+    """Export; `given` are arguments of `keras_lkca.deploy.export`."""
+    if no_fold:
+        given["fold_model"] = False
+    if calibration is not None:
+        model = deploy.read_model(model)
+        given["calibration_images"] = _images_in(calibration, model)
+    print(f"wrote {_shown(deploy.export(model, output, **given))}")
+
+
+def report(model, images, output, beside=None, average_over=64, data_dir=None):
+    """Write the page of what a model learned."""
+    check_positive_int("--average-over", average_over)
+    title = _title_of_run(pathlib.Path(model).expanduser())
+    model = deploy.read_model(model)
+    beside = deploy.read_model(beside) if beside is not None else None
+    if images in data.DATASETS:
+        found, _ = data.load(images, "test", data_dir)
+        found = found[_evenly(len(found), average_over)]
+    else:
+        found = _images_in(images, model, average_over)
+    path = interpret.report(model, found, output, beside, title=title)
+    print(f"wrote {_shown(path)}")
+
+
+def _title_of_run(path):
+    """Return what the run beside a model's file calls itself, or `None`."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+        if "name" in config:
+            return config["name"]
+        dataset = pathlib.Path(config["arguments"]["dataset"]).name  # of version 0.1.0
+        return f"{config['preset']} on {dataset}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def calibrate(dtype=("float32", "bfloat16"), seconds=0.2, output=None):
+    """Measure this machine."""
+    ops.calibrate(output, tuple(dtype), seconds)
+
+
+def _images_in(folder, model, count=None):
+    """Return the images of a folder, or some, evenly from all of its folders."""
+    _check_source(folder)
+    paths = images_below(pathlib.Path(folder).expanduser())
+    if not paths:
+        raise ValueError(f"{folder} holds no images.")
+    if count:
+        paths = [paths[i] for i in _evenly(len(paths), count)]
+    return deploy.read_images(paths, image_shape(model))
+
+
+def _evenly(count, wanted):
+    return np.linspace(0, count - 1, min(count, wanted)).astype(int)
+
+
+def _check_source(source):
+    if not pathlib.Path(source).expanduser().is_dir():
+        raise ValueError(
+            f"{source} is neither a folder nor one of the datasets "
+            f"{', '.join(data.DATASETS)}."
+        )
+
+
+def _check_output(option, file, suffixes=None):
+    """Check that a file can be written, before anything is computed."""
+    path = pathlib.Path(file).expanduser()
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError(
+            f"`{option}` must be a file in a folder that exists. Received: {file!r}"
+        )
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(
+            f"`{option}` must end with one of {', '.join(suffixes)}. Received: {file!r}"
+        )
+
+
+def _shown(text):
+    """Return a name as text that can be written, though its bytes may be no UTF-8."""
+    raw = str(text).encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")
