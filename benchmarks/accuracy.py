@@ -190,7 +190,10 @@ def report(arguments):
         raise SystemExit(f"no run is complete in {arguments.runs}")
     rows.sort(key=lambda row: (row["fraction"], row["model"], row["learning_rate"]))
     by_share, by_kernels = {}, {}
-    names = {options["num_kernels"]: name for name, options in KERNELS.items()}
+    names = {
+        options["num_kernels"]: name.replace("kernel a ", "kernel per ")
+        for name, options in KERNELS.items()
+    }
     for row in rows:
         rate = f"{row['learning_rate']:g}"
         if row["question"] != "kernels":
@@ -203,7 +206,7 @@ def report(arguments):
             by_kernels.setdefault(key, []).append(row)
     by_kernels = dict(sorted(by_kernels.items(), key=lambda item: -item[0][0]))
     table("scarcity", ["training images", "model", "learning rate"], by_share)
-    columns = ["patch", "learning rate", "kernels a layer", "parameters"]
+    columns = ["patch", "learning rate", "kernels per layer", "parameters"]
     table("kernels", columns, by_kernels)
     with atomic(PAGES / "small-data.json") as path:
         command = "KERAS_BACKEND=tensorflow python benchmarks/accuracy.py run"

@@ -117,7 +117,7 @@ def test_pyramid(run_python, tmp_path):
     assert float(difference) < 1e-4
     model = keras.models.load_model(tmp_path / "run" / "best.keras")
     assert model.class_names == tuple("0123456789")
-    for package in deploy.FORMATS["onnx"][1]:
+    for package in deploy.FORMATS["onnx"].packages:
         pytest.importorskip(package)
     again = run_python(*command, "--format", "onnx")
     assert "is complete" in again and re.search(r"^wrote .*exported", again, re.M)
