@@ -729,7 +729,7 @@ def test_train_without_tensorflow(options, tmp_path, rng):
     assert (tmp_path / "run" / "metrics.json").exists()
     arguments = ("train", "cifar100", *where, "--pipeline", "tf.data")
     _, error = run(*arguments, expect=2, start=start)
-    assert "needs tensorflow" in error and 'keras-lkca[data]"' in error
+    assert "needs tensorflow" in error and 'keras-lkca[tensorflow]"' in error
     _, error = run("train", "svhn_cropped", *where, expect=2, start=start)
     assert "Without TensorFlow, put its arrays" in error
 
