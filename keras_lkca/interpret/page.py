@@ -4,12 +4,10 @@ import datetime
 import html
 import io
 import pathlib
-import re
 
 import keras
 import numpy as np
 
-from keras_lkca import models
 from keras_lkca.checks import check_positive_int
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
@@ -20,6 +18,7 @@ from keras_lkca.interpret.fields import check_images
 from keras_lkca.interpret.macs import count_macs
 from keras_lkca.interpret.statistics import kernel_statistics, mixing_layers
 from keras_lkca.layers import FixedConv
+from keras_lkca.models.image_model import given_name
 
 # matplotlib draws lines and letters in this colour, which the page replaces by its own.
 INK = "#123456"
@@ -125,18 +124,10 @@ def report(
             )
         ]
     facts, table = _facts(model, images), _table(model, images)
-    page = _page(title or _title(model), sections, facts, table)
+    page = _page(title or given_name(model), sections, facts, table)
     with atomic(output) as path:
         path.write_text(page, encoding="utf-8")
     return output
-
-
-def _title(model):
-    """Return the name that a model was given, or its class where Keras gave one."""
-    given = re.sub(r"_\d+$", "", model.name).replace("_", "")
-    kinds = (type(model), models.LKCAViT, keras.Model)
-    automatic = {kind.__name__.lower() for kind in kinds} | {"functional"}
-    return type(model).__name__ if given in automatic else model.name
 
 
 def _untrained(model):
@@ -159,7 +150,7 @@ def _sections(model, images, beside, max_images):
     fresh = _untrained(model)
     fields = {"": model} if fresh is None else {"untrained": fresh, "trained": model}
     if beside is not None:
-        fields[f"beside: {_title(beside)}"] = beside
+        fields[f"beside: {given_name(beside)}"] = beside
 
     def attention_maps():
         name, layer = next(iter(mixing_layers(model).items()))

@@ -1,13 +1,14 @@
 """What the models of images share: classes' names, presets, how they are saved."""
 
 import difflib
+import re
 
 import keras
 import numpy as np
 
 from keras_lkca.internals import is_quantized
 from keras_lkca.layers.dense import HoldsDense
-from keras_lkca.models.presets import check_preset, default_patch_size
+from keras_lkca.models.presets import PRESETS, check_preset, default_patch_size
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -166,6 +167,15 @@ def quantize_as(model, quantized, custom_objects=None):
     for path, how in quantized.items():
         how = keras.saving.deserialize_keras_object(how, custom_objects)
         layers[path].quantize(config=how)
+
+
+def given_name(model):
+    """Return the name that a model was given, or its class where Keras gave one."""
+    given = re.sub(r"_\d+$", "", model.name).replace("_", "")
+    # What a family's model was folded into still has its name.
+    families = {row.model for row in PRESETS.values()}
+    kinds = {kind.__name__ for kind in type(model).__mro__} | families
+    return type(model).__name__ if given in map(str.lower, kinds) else model.name
 
 
 def _dense_layers(model):

@@ -18,6 +18,7 @@ from keras_lkca.data.batches import as_one_hot, check_mixing, check_numbers
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
 from keras_lkca.models.classifiers import class_names
+from keras_lkca.models.image_model import given_name
 from keras_lkca.training import callbacks, evaluation
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
@@ -102,7 +103,8 @@ def fit(
         tensorboard: Whether to log into `output/tensorboard`. Needs TensorFlow.
         facts: `keras_lkca.data.Dataset` of the images, as `from_directory` returns it:
             whether they may be mirrored, and the mean that fills what is erased.
-        name: What the run is called in its files. Defaults to the model's name.
+        name: What the run is called in its files. Defaults to the name that the model
+            was given, or else its class.
         about: Dictionary of what else is to be kept in `config.json`, and to be the
             same on resuming.
         extra_callbacks: Further Keras callbacks.
@@ -131,7 +133,7 @@ def fit(
     ...     recipe=Recipe.quick(epochs=1, flip=False, crop_padding=1),
     ...     output=tempfile.mkdtemp(),
     ... )  # doctest: +ELLIPSIS
-    lkca_...
+    LKCAViT: ...
     >>> metrics["images"]
     {'train': 1260, 'validation': 140, 'test': 397}
     """
@@ -174,7 +176,7 @@ def fit(
     keras.utils.set_random_seed(arguments["seed"])
     averaging = _compile(model, recipe, recipe.epochs * steps, arguments["jit_compile"])
     batches, labels_of = _batches(train, model, recipe, facts, arguments, pipeline)
-    name = name or model.name
+    name = name or given_name(model)
     current = {
         "parameters": model.count_params(),
         "steps_per_epoch": steps,
