@@ -11,6 +11,7 @@ from keras_lkca import LKCAViT, ViT, count_macs, deploy, interpret, ops
 from keras_lkca.interpret import Macs
 from keras_lkca.layers import LKCA, SelfAttention
 from keras_lkca.models import lkca_trunk
+from keras_lkca.models.image_model import given_name
 
 GRID = (4, 6)
 
@@ -519,7 +520,7 @@ def test_report(images, tmp_path):
     names = ["$a x_$ ant", "bee", "cat", "<dog>"]
     model = small(num_classes=4, class_names=names)
     model.get_layer("classifier").bias.assign([9, 0, 0, 0])
-    assert interpret.page._title(model) == "LKCAViT"
+    assert given_name(model) == "LKCAViT"
     path = interpret.report(model, images, tmp_path / "report.html", beside=vit())
     page = path.read_text()
     assert page.count("<svg") == 7 and page.count("<h2") == 8
