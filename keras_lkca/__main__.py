@@ -456,7 +456,7 @@ example:
         "image files, in folders or not",
     )
     add("output", metavar="OUTPUT", help="the page, .html")
-    add("--beside", metavar="MODEL", help="a ViT of the same images, shown beside it")
+    add("--beside", metavar="MODEL", help="a second model, shown beside it")
     add(
         "--average-over",
         type=int,

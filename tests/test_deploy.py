@@ -85,6 +85,32 @@ def test_bad_input_to_predict(classifier, images, tmp_path):
         keras_lkca.predict(trained(include_top=False, pooling=None), images)
 
 
+def test_names_of_a_model_within_another(classifier, images, tmp_path):
+    """They come through a softmax; others may be given; files are resized."""
+    inputs = keras.Input((None, None, 3))
+    x = classifier(keras.layers.Resizing(16, 24)(inputs))
+    model = keras.Model(inputs, keras.layers.Softmax()(x))
+    expected = keras_lkca.predict(classifier, images, top=2)
+    found = keras_lkca.predict(model, images, top=2)
+    given = keras_lkca.predict(model, images, top=2, class_names=list("abcd"))
+    for many, few, letters in zip(expected, found, given, strict=True):
+        assert [name for name, _ in few] == [name for name, _ in many]
+        assert [name for name, _ in letters] == [
+            "abcd"[NAMES.index(name)] for name, _ in many
+        ]
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    (best,) = keras_lkca.predict(model, tmp_path / "image.png", top=1)
+    assert best[0][0] == expected[0][0][0]
+    large = images.repeat(2, 1).repeat(2, 2)
+    assert keras_lkca.predict(model, large, top=1)[0][0][0] in NAMES
+    # A Dense after it has classes of its own.
+    other = keras.Model(classifier.inputs, keras.layers.Dense(4)(classifier.outputs[0]))
+    assert keras_lkca.predict(other, images[0], top=1)[0][0][0] in "0123"
+    for names in (["a", "b"], "abcd"):
+        with pytest.raises(ValueError, match="`class_names` must be a string for each"):
+            keras_lkca.predict(model, images, class_names=names)
+
+
 def test_a_file_with_unknown_classes_says_what_to_do(tmp_path):
     class Mine(keras.layers.Layer):
         def call(self, x):
@@ -176,7 +202,6 @@ SERVED = """
 import io, sys
 import numpy as np
 import tensorflow as tf
-from conftest import NAMES, needs, trained
 from PIL import Image
 
 folder, images = sys.argv[1], np.load(sys.argv[2])

@@ -290,6 +290,21 @@ def test_a_layer_of_any_arguments_is_folded(arguments, has_bias, center, rng, tm
     assert not folded.get_layer("norm").weights
 
 
+def test_a_model_that_is_shared_is_folded_once(rng, tmp_path):
+    """With operations, two inputs, and layers that a tensor passes unchanged."""
+    inputs = keras.Input((4, 6, 8))
+    shared = keras.Model(inputs, layers.LKCA(name="mixer")(inputs), name="shared")
+    a, b = keras.Input((4, 6, 8), name="a"), keras.Input((4, 6, 8), name="b")
+    x = keras.ops.concatenate([shared(a), 2 * shared(b)], axis=-1)
+    x = keras.layers.Dropout(0.5)(keras.ops.mean(x, axis=(1, 2)))
+    model = with_noise(keras.Model([a, b], x))
+    model.compile("adam", "mse")
+    values = [rng.normal(size=(2, 4, 6, 8)).astype("float32") for _ in range(2)]
+    folded = check(model, values, tmp_path)
+    assert list(folded.get_layer("shared").layers)[1].name == "mixer_value"
+    assert model.count_params() - folded.count_params() == 8 * 8
+
+
 def test_a_folded_model_of_ones_own_is_quantized_and_saved(images, tmp_path):
     model = pyramid()
     folded = deploy.fold(model)

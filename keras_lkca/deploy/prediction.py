@@ -54,7 +54,7 @@ def predict(
     names = names_of(model, class_names) or tuple(
         map(str, range(model.output_shape[1]))
     )
-    images = _as_images(images, classifiers.image_shape(model))
+    images = _as_images(images, model)
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
     if not gives_probabilities(model):
@@ -154,7 +154,8 @@ def grey(images):
     return luma.round().astype("uint8")[..., None]
 
 
-def _as_images(images, shape):
+def _as_images(images, model):
+    shape = classifiers.image_shape(model)
     if isinstance(images, (str, pathlib.Path)):
         images = [images]
     if isinstance(images, (list, tuple)) and all(
@@ -167,9 +168,13 @@ def _as_images(images, shape):
             )
         images = read_images(images, shape)
     images = np.asarray(images)
-    if images.shape == shape:
-        images = images[None]
-    if images.shape[1:] != shape or images.dtype.kind not in "uif" or not len(images):
+    images = images[None] if images.ndim == 3 else images
+    # Arrays may be of any size that the model itself resizes.
+    right = images.ndim == 4 and all(
+        size in (None, received)
+        for size, received in zip(model.input_shape, images.shape, strict=True)
+    )
+    if not right or images.dtype.kind not in "uif" or not len(images):
         raise ValueError(
             f"`images` must be numbers of shape {('n', *shape)}, or paths. "
             f"Received: {images.dtype} {images.shape}"

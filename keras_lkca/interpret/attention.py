@@ -90,7 +90,7 @@ def attention_rollout(model, query, image=None) -> np.ndarray:
         image: Likewise.
 
     Returns:
-        float32 array `(depth, rows, columns)` that sums to 1 a layer, but for the
+        float32 array `(depth, rows, columns)` that sums to 1 per layer, but for the
         class token's share in a ViT.
 
     Raises:
