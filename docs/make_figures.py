@@ -55,8 +55,8 @@ def both_views(size=6):
 
     def panel(place, values, title, width):
         axes = figure.add_axes(place)
-        many = len(values) > 20  # cells, as an image: a smaller file
-        axes.pcolormesh(values, lw=width, rasterized=many, **style)
+        # Without lines as an image, which makes a smaller file.
+        axes.pcolormesh(values, lw=width, rasterized=width == 0, **style)
         axes.set(aspect="equal", xticks=[], yticks=[])
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
@@ -90,7 +90,7 @@ def both_views(size=6):
         figure.text(left + 0.065, 0.22, f"token ({i}, {j})", ha="center", color=color)
     figure.text(0.48, 0.09, f"on a grid of {size} x {size} tokens", ha="center")
 
-    axes = panel((0.68, 0.19, 0.27, 0.62), matrix, "", 0.1)
+    axes = panel((0.68, 0.19, 0.27, 0.62), matrix, "", 0)
     for (i, j), color in queries.items():
         row = i * size + j
         frame(axes, row, 0, 1, size * size, color)

@@ -1,6 +1,7 @@
 """The documentation: its code runs, and its API pages name all that is public."""
 
 import importlib
+import json
 import re
 
 import pytest
@@ -67,3 +68,58 @@ def test_every_page_and_figure_is_there():
     for page in DOCS.rglob("*.md"):
         for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+BACKENDS = ("tensorflow", "jax", "torch")  # the columns of the table
+
+
+def rows_of(kind):
+    """Return the rows of a benchmark's committed results, under each backend."""
+    files = (RESULTS / f"{kind}-{backend}-cpu.json" for backend in BACKENDS)
+    return [json.loads(path.read_text())["rows"] for path in files]
+
+
+def first_numbers():
+    """Compute the first table of README.md from the committed results."""
+    block = []
+    for rows in rows_of("scaling"):
+        (row,) = (
+            row["results"]
+            for row in rows
+            if (row["tokens"], row["pass"]) == (4096, "training step")
+        )
+        ratio = row["attention block"]["median"] / row["LKCA block"]["median"]
+        block.append(f"{ratio:.{0 if ratio > 20 else 1}f} times as fast")
+    step = []
+    for rows in rows_of("model"):
+        result = rows[0]["results"]
+        assert rows[0]["pass"] == "training step"
+        names = [name for name in result if ", float32" in name][:2]
+        lkca, vit = (result[name]["median"] for name in names)
+        assert names[0].startswith("lkca_vit_tiny") and names[1].startswith("vit_tiny")
+        step.append(f"{vit / lkca:.1f} times as fast")
+    records = [
+        json.loads((RESULTS / f"parity-{backend}.json").read_text())
+        for backend in BACKENDS
+    ]
+    assert all(len(record["rows"]) == 60 for record in records)
+    parity = [f"{record['largest']:.1e}".replace("e-0", "e-") for record in records]
+    return [block, step, parity]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"])
+def test_the_first_numbers_are_those_of_the_results(page):
+    table = page.read_text().partition("| LKCA, beside softmax attention |")[2]
+    lines = table.splitlines()[2:5]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[1:4] for row in cells] == first_numbers()
+    for row in cells:  # and each stands beside its command
+        script = re.search(r"python (benchmarks/\w+\.py)", row[4]).group(1)
+        assert (ROOT / script).exists()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))])
+def test_every_script_that_is_named_is_there(page):
+    for name in re.findall(r"\b(?:examples|benchmarks)/\w+\.py", page.read_text()):
+        assert (ROOT / name).exists(), (page, name)
