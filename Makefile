@@ -1,4 +1,5 @@
-# make demo: the quickstart. make test: every check, under the three backends.
+# make demo: the quickstart. make test: every check, under the three backends; what is
+# the same under each, marked `once`, under the first.
 # make docs: the site, served on http://127.0.0.1:8000. make figures: its figures anew.
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,9 +14,11 @@ demo: $(VENV)/.demo-$(DEMO_BACKEND)
 		$(VENV)/bin/python examples/quickstart.py
 
 test: lint
-	@failed=0; for backend in $(BACKENDS); do \
+	@failed=0; which=""; for backend in $(BACKENDS); do \
 		echo "== pytest under $$backend"; \
-		KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -q -n 2 || failed=1; \
+		KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -q -n 2 \
+			--dist loadgroup -m "$$which" || failed=1; \
+		which="not once"; \
 	done; exit $$failed
 
 lint: $(VENV)/.test

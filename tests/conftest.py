@@ -15,6 +15,13 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker and what it starts keep to one core: threads that wait for each other
+    # on busy cores take many times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
 import keras
 import numpy as np
 import pytest
@@ -47,6 +54,13 @@ def needs(format):
 
     for package in deploy.FORMATS[format].packages:
         pytest.importorskip(package)
+
+
+def pytest_collection_modifyitems(items):
+    """Let one worker run all tests of the exported files, which are made once."""
+    for item in items:
+        if "exported" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("exported"))
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,6 @@ import keras_lkca
 from keras_lkca import LKCAViT, ViT, deploy
 from keras_lkca.deploy import read_model
 
-# Every export runs in a process of its own, under the backend of its format. What
-# depends on no other is tried once.
-once = pytest.mark.skipif(
-    keras.config.backend() != "tensorflow", reason="the same under each backend"
-)
-
-
 # Names and probabilities
 
 
@@ -140,7 +133,7 @@ def test_export_from_every_backend(format, classifier, exported, images):
     np.testing.assert_allclose(outputs, expected_of(classifier, images), atol=1e-5)
 
 
-@once
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", list(deploy.FORMATS))
 def test_a_vit_is_exported(format, images, tmp_path):
@@ -152,7 +145,7 @@ def test_a_vit_is_exported(format, images, tmp_path):
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
 
 
-@once
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_model_that_is_not_folded_is_exported(format, rng, tmp_path):
@@ -171,7 +164,7 @@ def test_a_model_that_is_not_folded_is_exported(format, rng, tmp_path):
     assert path.stat().st_size < 0.95 * size
 
 
-@once
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_model_around_a_mixed_one_is_exported_in_float32(format, images, tmp_path):
@@ -260,7 +253,7 @@ def test_what_tensorflow_serving_needs(exported, images, tmp_path, run_python):
     run_python("-c", SERVED, path, tmp_path / "images.npy", backend="tensorflow")
 
 
-@once
+@pytest.mark.once
 def test_names_that_are_given_are_served(images, tmp_path):
     needs("tf_saved_model")
     import tensorflow as tf
@@ -325,7 +318,7 @@ def digits():
     return model, images, expected
 
 
-@once
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 def test_quantized_litert(digits, tmp_path):
     needs("litert")
@@ -407,7 +400,7 @@ def test_some_layers_can_be_quantized(images, tmp_path):
     )
 
 
-@once
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 def test_a_quantized_model_is_exported_but_not_folded(images, tmp_path):
     needs("onnx")
@@ -486,7 +479,7 @@ def test_where_probabilities_come_from(images):
             keras_lkca.predict(keras.Model(inputs, outputs), images)
 
 
-@once
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_with_a_layer_of_ones_own_is_exported(images, tmp_path, monkeypatch):
     needs("onnx")
