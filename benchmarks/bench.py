@@ -37,7 +37,7 @@ def parse():
         ("operator", "every method and baseline, forward and with gradients"),
         ("model", "training step and inference, LKCA against ViT"),
         ("scaling", "one block on 64 to 16,384 tokens, LKCA against attention"),
-        ("pipeline", "images a second of the input pipeline and of fit"),
+        ("pipeline", "images per second of the input pipeline and of fit"),
         ("deploy", "exported files in the runtimes that serve them"),
         ("quantize", "size, speed and accuracy of a trained model's 8-bit files"),
         ("figures", "draw what results/ holds"),
@@ -188,7 +188,7 @@ def markdown(command, record):
     )
     rows = record["rows"]
     if command == "pipeline":
-        text = "| | images a second | range |\n|---|---|---|\n"
+        text = "| | images per second | range |\n|---|---|---|\n"
         for row in rows:
             rate = row["images_per_second"]
             text += f"| {row['what']} | {rate['median']} "

@@ -114,7 +114,7 @@ def scaling_rows(arguments):
 
 
 def pipeline_rows(arguments):
-    """Measure images a second: the batches alone, made either way, and `fit`."""
+    """Measure images per second: the batches alone, made either way, and `fit`."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (128 * 8, SIZE, SIZE, 3)).astype("uint8")
     labels = rng.integers(0, CLASSES, len(images))
@@ -170,7 +170,7 @@ def pipeline_rows(arguments):
 
 
 def rate(count, seconds):
-    """Return images a second: the median and the range."""
+    """Return images per second: the median and the range."""
     rates = sorted(count / s for s in seconds)
     return {
         "median": round(float(np.median(rates))),

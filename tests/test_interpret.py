@@ -8,7 +8,7 @@ from conftest import ROOT, with_noise
 
 import keras_lkca
 from keras_lkca import LKCAViT, ViT, count_macs, deploy, interpret, ops
-from keras_lkca.interpret import Macs
+from keras_lkca.interpret import Macs, macs_by_layer
 from keras_lkca.layers import LKCA, SelfAttention
 from keras_lkca.models import lkca_trunk
 from keras_lkca.models.image_model import given_name
@@ -402,7 +402,7 @@ def test_macs_are_the_published_ones(preset, published):
     """Those leave the mixing out, and count norms and activations."""
     kind = LKCAViT if preset.startswith("lkca") else ViT
     model = kind.from_preset(preset, (64, 64, 3), 200)
-    layers = count_macs(model, by_layer=True)
+    layers = macs_by_layer(model)
     counted = sum(x.projections + x.elementwise for x in layers.values())
     assert counted / 1e6 == pytest.approx(published, rel=1e-3)
     total = sum(x.projections + x.mixing for x in layers.values())
@@ -414,7 +414,7 @@ def test_mixing_counts_pairs_of_tokens(kernel_size):
     model = small(depth=1, kernel_size=kernel_size)
     kernel = np.ones(model.get_layer("block_0_lkca").kernel.shape, "float32")
     matrix = keras.ops.convert_to_numpy(ops.attention_matrix(kernel, *GRID))
-    found = count_macs(model, by_layer=True)["block_0_lkca"]
+    found = macs_by_layer(model)["block_0_lkca"]
     assert found == Macs(2 * 24 * 16 * 16, int(matrix.sum()) * 16, 0)
     assert count_macs(deploy.fold(model)) == count_macs(model) - 24 * 16 * 16
 
@@ -427,7 +427,7 @@ def test_macs_of_a_model_of_ones_own():
     x = keras.layers.Conv2D(16, 2, strides=2, groups=2, name="d")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(4, name="e")(x))
-    layers = count_macs(model, (8, 12, 3), by_layer=True)
+    layers = macs_by_layer(model, (8, 12, 3))
     assert layers == {
         "a": Macs(96 * 8 * 27, 0, 96 * 8),
         "b": Macs(0, 0, 2 * 96 * 8),
@@ -459,7 +459,7 @@ def test_macs_of_operations_and_of_calls():
     outputs = shared(shared(inputs))
     kernel = np.ones((3, 3, 2), "float32")
     outputs = ops.large_kernel_conv(outputs, kernel)
-    layers = count_macs(keras.Model(inputs, outputs), by_layer=True)
+    layers = macs_by_layer(keras.Model(inputs, outputs))
     assert layers["mixer"] == Macs(2 * 2 * 24 * 64, 2 * 24 * 24 * 8)
     pairs = (3 * 4 - 2) * (3 * 6 - 2)
     (operation,) = (macs for name, macs in layers.items() if name != "mixer")

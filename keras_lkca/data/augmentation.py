@@ -184,7 +184,7 @@ class Augmentation:
         """
         count = images.shape[0]
         if count < 2 * len(self.operations):
-            # Too few for parts of equal size: all operations, one kept an image.
+            # Too few for parts of equal size: all operations, one kept per image.
             choice = backend.random.randint(
                 (count, 1, 1, 1), 0, len(self.operations), dtype="int32", seed=seeds
             )

@@ -338,7 +338,7 @@ def split(labels, share: float, seed: int = 0):
     labels = np.asarray(labels)
     if labels.ndim != 1:
         raise ValueError(
-            "`labels` must have one axis, an integer an image; of a column take "
+            "`labels` must have one axis, an integer per image; of a column take "
             f"labels.reshape(-1). Received: labels.shape={labels.shape}"
         )
     share = check_rate("share", share)

@@ -16,7 +16,7 @@ from keras_lkca.interpret.figures import (
     plot_saliency,
     plot_statistics,
 )
-from keras_lkca.interpret.macs import Macs, count_macs
+from keras_lkca.interpret.macs import Macs, count_macs, macs_by_layer
 from keras_lkca.interpret.page import report
 from keras_lkca.interpret.statistics import (
     frequency_response,
@@ -38,6 +38,7 @@ __all__ = [
     "frequency_response",
     "kernel_statistics",
     "kernels",
+    "macs_by_layer",
     "mixing_layers",
     "offsets",
     "plot_attention_map",

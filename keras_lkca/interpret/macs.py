@@ -39,24 +39,22 @@ class Macs(NamedTuple):
     elementwise: int = 0
 
 
-def count_macs(model, input_shape=None, by_layer: bool = False):
+def count_macs(model, input_shape=None) -> int:
     """Count the multiply-accumulates of one image's forward pass.
 
     The mixing of tokens is counted as the sum that it is, `channels` times the pairs
     of tokens within the kernel's reach, whatever method computes it in fact; softmax
     attention as its two products. The figures that papers print often leave the
-    mixing out, and count the rest element by element as well: with `by_layer` either
-    can be had.
+    mixing out, and count the rest element by element as well: from
+    `keras_lkca.interpret.macs_by_layer` either can be had.
 
     Args:
         model: A functional Keras model.
         input_shape: The image's (height, width, channels), for a model whose input is
             dynamic. Defaults to the model's.
-        by_layer: Whether to return each layer's counts.
 
     Returns:
-        An integer, projections and mixing; with `by_layer` a dict of
-        `keras_lkca.interpret.Macs` by layer, without those that cost nothing.
+        An integer, projections and mixing.
 
     Raises:
         ValueError: If `input_shape` is not the model's, its input is dynamic and
@@ -68,8 +66,29 @@ def count_macs(model, input_shape=None, by_layer: bool = False):
     >>> model = keras_lkca.LKCAViT.from_preset("lkca_vit_tiny", (64, 64, 3), 200)
     >>> f"{keras_lkca.count_macs(model):,}"
     '70,634,048'
-    >>> layers = keras_lkca.count_macs(model, by_layer=True)
-    >>> layers["block_0_lkca"]
+    """
+    counts = macs_by_layer(model, input_shape).values()
+    return sum(macs.projections + macs.mixing for macs in counts)
+
+
+def macs_by_layer(model, input_shape=None) -> dict[str, Macs]:
+    """Count the multiply-accumulates of each layer, see `count_macs`.
+
+    Args:
+        model: Likewise.
+        input_shape: Likewise.
+
+    Returns:
+        Dict of `keras_lkca.interpret.Macs` by layer, without those that cost nothing.
+
+    Raises:
+        ValueError: As `count_macs`.
+
+    Example:
+
+    >>> from keras_lkca import LKCAViT, interpret
+    >>> model = LKCAViT.from_preset("lkca_vit_tiny", (64, 64, 3), 200)
+    >>> interpret.macs_by_layer(model)["block_0_lkca"]
     Macs(projections=2367488, mixing=557056, elementwise=0)
     """
     shape = tuple(getattr(model, "input_shape", None) or ())[1:]
@@ -93,9 +112,7 @@ def count_macs(model, input_shape=None, by_layer: bool = False):
         raise ValueError(
             "The cost of these layers is not known: " + ", ".join(sorted(set(unknown)))
         )
-    if by_layer:
-        return {name: macs for name, macs in counts.items() if any(macs)}
-    return sum(macs.projections + macs.mixing for macs in counts.values())
+    return {name: macs for name, macs in counts.items() if any(macs)}
 
 
 def _count(model, prefix, counts, unknown):

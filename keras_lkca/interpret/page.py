@@ -15,7 +15,7 @@ from keras_lkca.internals import is_quantized, layers_by_path, sublayers
 from keras_lkca.interpret import figures
 from keras_lkca.interpret.attention import self_attention, static_grid
 from keras_lkca.interpret.fields import check_images
-from keras_lkca.interpret.macs import count_macs
+from keras_lkca.interpret.macs import macs_by_layer
 from keras_lkca.interpret.statistics import kernel_statistics, mixing_layers
 from keras_lkca.layers import FixedConv
 from keras_lkca.models.image_model import given_name
@@ -249,7 +249,7 @@ def _svg(figure, ident):
 
 def _macs(model, images):
     try:
-        return count_macs(model, images.shape[1:], by_layer=True)
+        return macs_by_layer(model, images.shape[1:])
     except ValueError:  # it has layers whose cost is not known
         return {}
 

@@ -6,7 +6,7 @@ from keras_lkca.checks import check_divides, check_pair, check_positive_int
 from keras_lkca.ops import hybrid, plan, toeplitz
 from keras_lkca.ops.conv import check_method
 
-# Matrices that follow from a kernel are kept up to this size a layer.
+# Matrices that follow from a kernel are kept up to this size per layer.
 MAX_KEPT_BYTES = 2**24
 
 

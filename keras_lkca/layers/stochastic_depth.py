@@ -56,7 +56,7 @@ class StochasticDepth(keras.layers.Layer):
         """Drop samples, or pass them on."""
         if not training or self.rate == 0:
             return inputs
-        # One factor a sample, so that the feature map is read and written once.
+        # One factor per sample, so that the feature map is read and written once.
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         draws = keras.random.uniform(shape, seed=self.seed_generator)
         kept = ops.cast(draws >= self.rate, inputs.dtype)

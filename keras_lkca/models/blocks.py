@@ -248,7 +248,7 @@ def _per_channel(name, value, channels):
         values = np.repeat(values, channels)
     if len(values) != channels or not ((0 <= values) & (values <= 1)).all():
         raise ValueError(
-            f"`{name}` must be a number or {channels} numbers, one a channel, for "
+            f"`{name}` must be a number or {channels} numbers, one per channel, for "
             f"images scaled to [0, 1]. Received: {name}={value!r}"
         )
     return values.tolist()

@@ -30,7 +30,7 @@ class LKCAViT(ImageModel):
         embed_dim: Positive integer, channels of a token.
         depth: Positive integer, the number of blocks.
         mlp_ratio: Positive number, hidden channels of an MLP over `embed_dim`.
-        num_kernels: Kernels a layer: 1 as in the paper, `embed_dim` for one a
+        num_kernels: Kernels per layer: 1 as in the paper, `embed_dim` for one per
             channel, or a divisor of it. See `keras_lkca.layers.LKCA`.
         kernel_size: Odd integer or pair of them, in tokens; `None` is the global
             kernel. See `keras_lkca.layers.LKCA`.
@@ -43,10 +43,10 @@ class LKCAViT(ImageModel):
             with `include_top=False` only, returns the last block's feature map.
         classifier_activation: Activation of the classifier: `None` for logits,
             `"softmax"` for probabilities.
-        image_mean: Number or one a channel, the images' mean on the scale [0, 1].
+        image_mean: Number or one per channel, the images' mean on the scale [0, 1].
             Defaults to 0.5.
         image_std: Likewise their standard deviation. Defaults to 0.5.
-        class_names: Sequence of strings, one a class, which travel with the saved
+        class_names: Sequence of strings, one per class, which travel with the saved
             model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.

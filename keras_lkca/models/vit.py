@@ -40,10 +40,10 @@ class ViT(ImageModel):
             returns the patches' feature map.
         classifier_activation: Activation of the classifier: `None` for logits,
             `"softmax"` for probabilities.
-        image_mean: Number or one a channel, the images' mean on the scale [0, 1].
+        image_mean: Number or one per channel, the images' mean on the scale [0, 1].
             Defaults to 0.5.
         image_std: Likewise their standard deviation. Defaults to 0.5.
-        class_names: Sequence of strings, one a class, which travel with the saved
+        class_names: Sequence of strings, one per class, which travel with the saved
             model; `None` where they are not known.
         dtype: Dtype or dtype policy, as `"mixed_bfloat16"`; `None` is the global
             one. The classifier's output keeps the precision of the weights.

@@ -70,7 +70,7 @@ def calibrate(
         dtypes: The dtypes to measure: `"float32"`, `"bfloat16"`, `"float16"`.
         seconds: How long to time each method on each shape, up to 200 calls.
         shapes: What to time: tuples of batch, grid, channels, kernel size (0 for a
-            global kernel) and groups (0 for one a channel).
+            global kernel) and groups (0 for one per channel).
         report: Function of a line of progress.
 
     Returns:

@@ -28,7 +28,7 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
     where channel `c` belongs to group `g(c) = c // (channels // groups)` and the
     inputs are zero outside the grid: an unflipped "same" convolution
     (cross-correlation). One group is the paper's LKCA, `groups == channels` a
-    depthwise convolution, and anything between has one kernel a head.
+    depthwise convolution, and anything between has one kernel per head.
 
     All methods compute the same function up to rounding:
 

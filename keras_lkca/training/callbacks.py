@@ -130,7 +130,7 @@ class Keep(keras.callbacks.Callback):
 
     Args:
         folder: Where to write.
-        rows: The history so far, a dictionary an epoch.
+        rows: The history so far, a dictionary per epoch.
         monitor: Name of the figure of which the highest is the best, earliest first.
 
     Example:
@@ -253,7 +253,7 @@ def best_epoch(rows):
 
 
 def write_history(path, rows):
-    """Write one line an epoch."""
+    """Write one line per epoch."""
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

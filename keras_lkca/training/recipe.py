@@ -190,7 +190,7 @@ class Recipe:
         return {**values, **{name: images[name] for name in AUGMENTATION_FIELDS}}
 
     def to_json(self) -> str:
-        """Return the recipe as a JSON object, a line a field."""
+        """Return the recipe as a JSON object, a line per field."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def schedule(self, total_steps: int):
