@@ -70,3 +70,11 @@ def test_quantize(tmp_path, run_python):
     assert results["LiteRT, int8"]["kB"] < results["LiteRT, float32"]["kB"]
     assert all(0 <= result["accuracy"] <= 1 for result in results.values())
     assert "| LiteRT, int8 |" in text
+
+
+def test_parity_asks_for_a_clone(tmp_path, run_python):
+    pytest.importorskip("torch")
+    command = (BENCH.parent / "parity.py", "--authors", tmp_path)
+    error = run_python(*command, expect=2)
+    assert "--authors must be a clone of the authors' repository" in error
+    assert f"Received: --authors {tmp_path}" in error

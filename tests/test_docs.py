@@ -119,7 +119,12 @@ def test_the_first_numbers_are_those_of_the_results(page):
         assert (ROOT / script).exists()
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))])
-def test_every_script_that_is_named_is_there(page):
+def test_every_script_that_is_named_is_there():
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        if page.name != "changelog.md":  # which names what there was
+            check_scripts(page)
+
+
+def check_scripts(page):
     for name in re.findall(r"\b(?:examples|benchmarks)/\w+\.py", page.read_text()):
         assert (ROOT / name).exists(), (page, name)
