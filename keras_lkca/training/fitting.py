@@ -155,6 +155,8 @@ def fit(
     arguments["recipe"] = recipe.to_dict()
     pipeline = config["pipeline"] if config else arguments["pipeline"]
     pipeline = pipeline or _default_pipeline()
+    if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
+        require("tensorflow", "tensorflow")
     shape, classes = _shapes(model)
     if isinstance(train, str) or not hasattr(train, "__iter__"):
         if not isinstance(train, keras.utils.PyDataset):
@@ -171,8 +173,6 @@ def fit(
         for images, split in ((validation, "validation"), (test, "test"))
     )
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
-    if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
-        require("tensorflow", "tensorflow")
     keras.utils.set_random_seed(arguments["seed"])
     averaging = _compile(model, recipe, recipe.epochs * steps, arguments["jit_compile"])
     batches, labels_of = _batches(train, model, recipe, facts, arguments, pipeline)
