@@ -39,6 +39,7 @@ def test_scaling_with_memory(tmp_path, run_python):
             assert ("peak_mib" in result) == measured
 
 
+@pytest.mark.once
 def test_figures_of_the_committed_results(tmp_path, run_python):
     run_python(BENCH, "figures", "--output", tmp_path)
     drawn = {path.stem for path in tmp_path.glob("*.svg")}
@@ -47,6 +48,7 @@ def test_figures_of_the_committed_results(tmp_path, run_python):
     assert drawn == wanted != set()
 
 
+@pytest.mark.once
 def test_deploy(tmp_path, run_python):
     for package in deploy.FORMATS["litert"].packages:
         pytest.importorskip(package)
@@ -58,6 +60,7 @@ def test_deploy(tmp_path, run_python):
     assert "| litert | 128 |" in text
 
 
+@pytest.mark.once
 def test_quantize(tmp_path, run_python):
     for package in deploy.FORMATS["litert"].packages:
         pytest.importorskip(package)

@@ -150,13 +150,13 @@ def readme():
     return (ROOT / "README.md").read_text()
 
 
-def test_readme_example_runs(run_python, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", readme(), re.S)
-    assert blocks
-    for block in blocks:
-        script = tmp_path / "example.py"
-        script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{block}")
-        run_python(script)
+BLOCKS = re.findall(r"```python\n(.*?)```", readme(), re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_readme_example_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_readme_names_the_commands():

@@ -19,6 +19,10 @@ import keras_lkca
 pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_serving")
 
+# What is served is TensorFlow's; that each backend's models become it, test_deploy.py
+# shows.
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def addresses(exported):

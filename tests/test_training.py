@@ -14,6 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 from keras_lkca import LKCAViT, ViT, data, training
+from keras_lkca.__main__ import main
 from keras_lkca.files import atomic
 from keras_lkca.training import Recipe, callbacks, evaluation
 
@@ -305,16 +306,16 @@ def test_a_loss_that_diverges_stops_the_run(when, tmp_path, monkeypatch):
 
 def arguments_of(output, *more):
     return [
-        *("-m", "keras_lkca", "train", "digits", "--output", str(output)),
+        *("train", "digits", "--output", str(output)),
         *("--epochs", "4", "--batch-size", "32", "--steps-per-epoch", "12"),
         *("--set", "ema_momentum=0.9", "rand_augment=1", "mix_probability=0.5"),
         *("drop_path_rate=0.3", "crop_padding=1", "passes_per_epoch=1"),
-        *("--model-set", "depth=2", "patch_size=2", *more),
+        *("--model-set", "depth=2", "patch_size=2", "embed_dim=24", *more),
     ]
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(run_python, tmp_path):
-    run_python(*arguments_of(tmp_path / "whole"))
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, capsys):
+    main(arguments_of(tmp_path / "whole"))
     killed = tmp_path / "killed"
     environment = {
         **os.environ,
@@ -322,7 +323,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(run_python, tmp_path):
         "PYTHONPATH": str(ROOT),
     }
     process = subprocess.Popen(
-        [sys.executable, *arguments_of(killed)],
+        [sys.executable, "-m", "keras_lkca", *arguments_of(killed)],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -336,8 +337,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(run_python, tmp_path):
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "metrics.json").exists()
 
-    out = run_python(*arguments_of(killed, "--resume"))
-    assert "resumed after epoch" in out
+    main(arguments_of(killed, "--resume"))
+    assert "resumed after epoch" in capsys.readouterr().out
     whole, resumed = (
         callbacks.read_history(tmp_path / name / "history.csv")
         for name in ("whole", "killed")
@@ -354,8 +355,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(run_python, tmp_path):
     for x, y in zip(a.optimizer.variables, b.optimizer.variables, strict=True):
         x, y = map(keras.ops.convert_to_numpy, (x, y))
         np.testing.assert_allclose(x, y, atol=1e-6, err_msg="optimizer")
-    again = run_python(*arguments_of(killed, "--resume"))
-    assert "is complete" in again
+    main(arguments_of(killed, "--resume"))
+    assert "is complete" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
