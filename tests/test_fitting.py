@@ -139,6 +139,32 @@ def test_a_softmax_is_seen(tmp_path):
     assert metrics["last"]["test_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+class Halved(keras.layers.Layer):
+    """A layer of one's own that is registered nowhere."""
+
+    def call(self, inputs):
+        return inputs / 2
+
+
+def test_layers_of_ones_own_are_trained_and_tested(tmp_path):
+    base = tiny()
+    model = keras.Model(base.input, Halved()(base.output))
+    # What it ends with gives neither logits nor probabilities that could be known.
+    with pytest.raises(ValueError, match="must end with a softmax, or with a layer"):
+        fit(model, data.digits(), recipe=quick(), output=tmp_path / "no")
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Flatten()(Halved()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    metrics = fit(
+        *(model, data.digits(), 0.1, data.digits("test")),
+        recipe=quick(ema_momentum=0.9, learning_rate=1e-4),
+        output=tmp_path / "run",
+    )
+    images, labels = data.digits("test")
+    predicted = model.predict(images, verbose=0).argmax(-1)  # the last weights
+    assert np.mean(predicted == labels) == metrics["last"]["test_accuracy"]
+
+
 def test_without_validation_the_last_epoch_is_the_best(tmp_path):
     metrics = fit(tiny(), data.digits(), recipe=quick(), output=tmp_path / "run")
     assert metrics["best"] == metrics["last"] == {"epoch": 2}

@@ -256,7 +256,8 @@ def fit(
             ) from error
     if not rows:
         raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
-    return _finish(config, folder, rows, test, on_test, _names(model, facts, classes))
+    names = _names(model, facts, classes)
+    return _finish(model, config, folder, rows, test, on_test, names)
 
 
 def check_arguments(arguments):
@@ -429,18 +430,18 @@ def _names(model, facts, classes):
     return names or tuple(map(str, range(classes)))
 
 
-def _finish(config, folder, rows, test, on_test, names):
-    """Read the test images, for the last and the best epoch."""
+def _finish(model, config, folder, rows, test, on_test, names):
+    """Read the test images, for the best and the last epoch, whose weights stay."""
     arguments, best = config["arguments"], callbacks.best_epoch(rows)
     batch_size = arguments["recipe"]["batch_size"]
-    results, scores = {}, {}
-    for name, epoch in (("last", len(rows)), ("best", best)):
-        results[name] = {"epoch": epoch}
+    results, scores = {"last": {}, "best": {}}, {}
+    for name, epoch in (("best", best), ("last", len(rows))):
+        results[name]["epoch"] = epoch
         if test is not None:
             if epoch not in scores:
-                path = folder / f"{name}.keras"
-                trained = keras.models.load_model(path, compile=False)
-                scores[epoch] = evaluation.evaluate(trained, *test, batch_size)
+                # Into the model in hand: its own layers may be registered nowhere.
+                model.load_weights(folder / f"{name}.keras")
+                scores[epoch] = evaluation.evaluate(model, *test, batch_size)
             results[name] |= scores[epoch][0]
         if not on_test and "val_accuracy" in rows[0]:
             results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
