@@ -167,7 +167,7 @@ def fit(
     on_test = test is not None and validation is test
     train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
     if isinstance(validation, float):
-        train, validation = _hold_out(train, validation, arguments["seed"])
+        train, validation = hold_out(train, validation, arguments["seed"], "validation")
     validation, test = (
         images if images is None else _arrays(images, split, shape, classes)
         for images, split in ((validation, "validation"), (test, "test"))
@@ -175,7 +175,9 @@ def fit(
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
     keras.utils.set_random_seed(arguments["seed"])
     averaging = _compile(model, recipe, recipe.epochs * steps, arguments["jit_compile"])
-    batches, labels_of = _batches(train, model, recipe, facts, arguments, pipeline)
+    batches, labels_of = _batches(
+        train, model, recipe, facts, arguments, pipeline, steps
+    )
     name = name or given_name(model)
     current = {
         "parameters": model.count_params(),
@@ -325,20 +327,28 @@ def _arrays(source, name, shape, classes):
     return images, integers if exact.all() else one_hot
 
 
-def _hold_out(train, share, seed):
-    """Cut a share off the training images, drawn class by class."""
+def hold_out(train, share, seed, argument):
+    """Cut a share off the training images, drawn class by class.
+
+    Args:
+        train: Pair of arrays, images and integer labels.
+        share: Float, the share.
+        seed: Seed of the draw.
+        argument: The share's name, for the messages.
+    """
     if not _is_pair(train) or train[1].ndim != 1 or not 0 < share < 1:
         raise ValueError(
-            "`validation` must be images and labels, a dataset of them, or a share in "
+            f"`{argument}` must be images and labels, a dataset of them, or a share in "
             "(0, 1) of training arrays with a class each. Received: "
-            f"validation={share!r}"
+            f"{argument}={share!r}"
         )
     images, labels = train
     rows, others = data.split(labels, share, seed)
     if not len(rows) or not len(others):
         raise ValueError(
-            f"`validation` must leave images on both sides of {len(labels)}. "
-            f"Received: validation={share!r}"
+            f"`{argument}` must leave images on both sides of {len(labels)}; use more "
+            "of them, or choose the best epoch by the test images. "
+            f"Received: {argument}={share!r}"
         )
     return (images[others], labels[others]), (images[rows], labels[rows])
 
@@ -385,7 +395,7 @@ def _compile(model, recipe, total_steps, jit_compile):
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
 
-def _batches(train, model, recipe, facts, arguments, pipeline):
+def _batches(train, model, recipe, facts, arguments, pipeline, steps):
     """Return the batches from an epoch on, and the labels that the loss takes."""
     _, classes = _shapes(model)
     loss = model.loss
@@ -406,16 +416,15 @@ def _batches(train, model, recipe, facts, arguments, pipeline):
         options = {"augmentation": augmentation, "seed": arguments["seed"]}
         options["one_hot"] = one_hot
         if _is_pair(train):
-            first = epoch * _steps(train, recipe, arguments["steps_per_epoch"])
             return data.training_batches(
                 *(*train, recipe.batch_size, classes),
-                first_step=first,
+                first_step=epoch * steps,
                 pipeline=pipeline,
                 **options,
             )
-        passes, steps = _passes(train, recipe, arguments["steps_per_epoch"])
+        passes, each = _passes(train, recipe, arguments["steps_per_epoch"])
         return data.dataset_batches(
-            train, classes, steps, first_epoch=epoch * passes, **options
+            train, classes, each, first_epoch=epoch * passes, **options
         )
 
     def labels_of(labels):

@@ -165,7 +165,8 @@ def train(
     if about["select"] == "test":
         validation = test
     elif validation is None:
-        train, validation = _cut_validation(train, found)
+        share, seed = found["validation_split"], settings["seed"]
+        train, validation = fitting.hold_out(train, share, seed, "validation_split")
     keras.utils.set_random_seed(settings["seed"])
     options = {
         "input_shape": facts.input_shape,
@@ -322,16 +323,3 @@ def _at_least_two_classes(folder, facts):
             "more. Name the folder that holds the class folders."
         )
     return facts
-
-
-def _cut_validation(train, arguments):
-    """Cut the validation images off the training images, drawn class by class."""
-    images, labels = train
-    rows, others = data.split(labels, arguments["validation_split"], arguments["seed"])
-    if not len(rows) or not len(others):
-        raise ValueError(
-            f"`validation_split` must leave images on both sides of {len(labels)}; use "
-            "more of them, or select='test' to do without. Received: "
-            f"validation_split={arguments['validation_split']!r}"
-        )
-    return (images[others], labels[others]), (images[rows], labels[rows])
