@@ -509,3 +509,34 @@ def test_token_dense_takes_a_dynamic_grid(rng):
     for shape in ((1, 2, 3, 6), (2, 4, 1, 6)):
         x = rng.normal(size=shape).astype("float32")
         assert model.predict(x, verbose=0).shape == (*shape[:-1], 7)
+
+
+@pytest.mark.parametrize("name", ["LKCA", "SelfAttention", "PatchEmbedding"])
+def test_layers_within_are_frozen_and_changed_with_it(name, tmp_path):
+    cls, arguments, shape, _ = LAYERS[name]
+    inputs = keras.Input(shape)
+    for layer in (cls(**arguments, trainable=False), cls(**arguments)):
+        layer.trainable = False
+        model = keras.Model(inputs, layer(inputs))
+        assert not model.trainable_weights
+        layer.trainable = True
+        assert len(model.trainable_weights) == len(layer.weights)
+    layer.projection.trainable = False
+    layer.projection.activation = keras.activations.relu
+    expected = [weight.path for weight in model.trainable_weights]
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert [weight.path for weight in again.trainable_weights] == expected
+    assert again.layers[1].projection.activation is keras.activations.relu
+
+
+@pytest.mark.parametrize("cls", [LKCA, SelfAttention])
+def test_dropout_rate_can_be_set(cls):
+    arguments = {} if cls is LKCA else {"num_heads": 2}
+    layer = cls(**arguments, dropout_rate=0.5)
+    layer.dropout_rate = 0.25
+    assert layer.dropout.rate == layer.get_config()["dropout_rate"] == 0.25
+    with pytest.raises(ValueError, match="between 0 and 1|in \\[0, 1\\]"):
+        layer.dropout_rate = 2
+    with pytest.raises(ValueError, match="made with 0 cannot be raised"):
+        cls(**arguments).dropout_rate = 0.5

@@ -426,3 +426,123 @@ def test_a_row_holds_any_argument(monkeypatch):
     model = LKCAViT.from_preset("new", num_classes=3)
     assert model.get_layer("block_0_lkca").kernel.shape == (31, 31, 4)
     assert LKCAViT.from_preset("new", patch_size=8).get_config()["patch_size"] == 8
+
+
+TINY = {"input_shape": (8, 8, 1), "patch_size": 4, "embed_dim": 8, "depth": 1}
+
+
+def reloaded(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    return keras.models.load_model(tmp_path / "model.keras")
+
+
+def trainable_paths(model):
+    return [weight.path for weight in model.trainable_weights]
+
+
+@pytest.mark.parametrize("around", ["nothing", "functional", "sequential", "graph"])
+def test_a_frozen_backbone_stays_frozen(around, model_class, rng, tmp_path):
+    backbone = model_class(**TINY, include_top=False)
+    backbone.trainable = False
+    if around == "nothing":
+        assert not reloaded(backbone, tmp_path).trainable_weights
+        return
+    inputs = keras.Input((8, 8, 1))
+    head = keras.layers.Dense(3)
+    if around == "sequential":
+        model = keras.Sequential([inputs, backbone, head])
+    else:
+        graph = {"functional": keras.Model, "graph": ImageModel}[around]
+        model = graph(inputs, head(backbone(inputs)))
+    model.compile("adam", "mse")
+    x, y = images(rng, 4, 8, 8, 1), np.zeros((4, 3))
+    model.fit(x, y, verbose=0)
+    model = reloaded(model, tmp_path)
+    before = backbone.get_weights()
+    assert len(model.trainable_weights) == 2
+    model.fit(x, y, verbose=0)  # Keras warns if the optimizer's state does not fit.
+    after = [keras.ops.convert_to_numpy(weight) for weight in model.weights[:-2]]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_any_mix_of_frozen_layers_survives(model_class, tmp_path):
+    model = model_class(**TINY)
+    model.trainable = False
+    mixer = model.get_layer(
+        f"block_0_{'lkca' if model_class is LKCAViT else 'attention'}"
+    )
+    mixer.trainable = True
+    mixer.projection.trainable = False
+    model.get_layer("classifier").trainable = True
+    # A frozen model has no trainable weights; Keras asks its layers from around it.
+    around = keras.Sequential([keras.Input((8, 8, 1)), model])
+    expected = trainable_paths(around)
+    assert len(expected) == (4 if model_class is LKCAViT else 3)
+    graph = ImageModel(model.input, model.output, trainable=False)
+    assert not keras.Sequential([keras.Input((8, 8, 1)), graph]).trainable_weights
+    mixer.trainable = True
+    mixer.projection.trainable = False
+    model.get_layer("classifier").trainable = True
+    for model in (around, keras.Sequential([keras.Input((8, 8, 1)), graph])):
+        for _ in range(2):
+            model = reloaded(model, tmp_path)
+            assert trainable_paths(model) == expected
+
+
+def test_the_constructor_freezes(model_class, rng):
+    model = model_class(**TINY, trainable=False)
+    assert not keras.Sequential([keras.Input((8, 8, 1)), model]).trainable_weights
+    model.trainable = True
+    assert len(model.trainable_weights) == len(model_class(**TINY).trainable_weights)
+
+
+def test_what_is_changed_on_a_built_model_is_saved(model_class, rng, tmp_path):
+    model = with_random_weights(model_class(**TINY, dropout_rate=0.1), rng)
+    mixer = model.get_layer(
+        f"block_0_{'lkca' if model_class is LKCAViT else 'attention'}"
+    )
+    model.get_layer("classifier").activation = keras.activations.softmax
+    model.get_layer("block_0_mlp_expand").activation = keras.activations.relu
+    model.get_layer("block_0_mlp_expand_dropout").rate = 0.3
+    model.get_layer("block_0_mixer_drop_path").rate = 0.4
+    model.get_layer("norm").epsilon = 0.5
+    mixer.projection.activation = keras.activations.tanh
+    mixer.dropout.rate = 0.2
+    batch = images(rng, 4, 8, 8, 1)
+    for again in (
+        reloaded(model, tmp_path),
+        model_class.from_config(model.get_config()),
+    ):
+        again.set_weights(model.get_weights())
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(again(batch)),
+            keras.ops.convert_to_numpy(model(batch)),
+            rtol=1e-6,
+        )
+        assert again.get_layer("block_0_mlp_expand_dropout").rate == 0.3
+        assert again.get_layer("block_0_mixer_drop_path").rate == 0.4
+        assert again.get_layer(mixer.name).dropout_rate == 0.2
+        assert again.get_config()["changed"] == model.get_config()["changed"]
+
+
+def test_adapters_of_low_rank_are_saved(model_class, rng, tmp_path):
+    model = with_random_weights(model_class(**TINY), rng)
+    model.get_layer("classifier").enable_lora(2)
+    model.get_layer("classifier").lora_kernel_b.assign(rng.normal(size=(2, 10)))
+    again = reloaded(model, tmp_path)
+    assert again.get_layer("classifier").lora_enabled
+    batch = images(rng, 4, 8, 8, 1)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(again(batch)),
+        keras.ops.convert_to_numpy(model(batch)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_what_cannot_be_saved_is_refused(model_class):
+    model = model_class(**TINY)
+    model.get_layer("norm").dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+    with pytest.raises(ValueError, match="'norm' cannot be saved.*'dtype'"):
+        model.get_config()

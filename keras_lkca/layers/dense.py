@@ -1,8 +1,14 @@
+import collections
+
 import keras
 from keras import ops
 
 from keras_lkca.backend import affine
+from keras_lkca.checks import check_rate
 from keras_lkca.internals import is_quantized
+
+# What Keras's `enable_lora` takes, for adapters of low rank.
+LORA = ("lora_rank", "lora_alpha")
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -62,31 +68,49 @@ class TokenDense(keras.layers.Dense):
 
 
 class HoldsDense:
-    """A layer with Dense layers within, which is saved with how they are quantized."""
+    """A layer with Dense layers within, saved with what was done to them since.
+
+    They are quantized, frozen, or given another activation.
+    """
 
     def dense_layers(self):
         """Return the Dense layers within, by their names."""
         names = ("value", "query_key_value", "projection")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
+    def dense_built(self):
+        """Freeze the layers within if this one is frozen: what ends its `build`."""
+        for layer in self.dense_layers().values():
+            layer.trainable = self.trainable
+
     def get_build_config(self):
-        """Return the input's shape, and what was quantized."""
+        """Return the input's shape, and what was quantized or changed."""
         quantized = {
             name: keras.saving.serialize_keras_object(layer.quantization_config)
             for name, layer in self.dense_layers().items()
             if is_quantized(layer)
         }
+        changed = collections.defaultdict(dict)
+        for name, layer in self.dense_layers().items():
+            if layer.trainable != self.trainable:
+                changed[name]["trainable"] = layer.trainable
+            if layer.activation is not keras.activations.linear:  # what it was built as
+                activation = keras.activations.serialize(layer.activation)
+                changed[name]["activation"] = activation
         config = super().get_build_config()
-        return {**config, "quantized": quantized} if quantized else config
+        extra = {"quantized": quantized, "changed": dict(changed)}
+        return {**config, **{name: what for name, what in extra.items() if what}}
 
     def build_from_config(self, config):
-        """Build, and quantize what was."""
+        """Build, and quantize and change what was."""
         config = dict(config)
         quantized = config.pop("quantized", {})
+        changed = config.pop("changed", {})
         super().build_from_config(config)
         for name, how in quantized.items():
             how = keras.saving.deserialize_keras_object(how)
             self.dense_layers()[name].quantize(config=how)
+        change(self.dense_layers(), changed)
 
 
 def fresh(initializer):
@@ -97,3 +121,29 @@ def fresh(initializer):
     if isinstance(initializer, keras.initializers.Initializer):
         return type(initializer).from_config(initializer.get_config())
     return initializer
+
+
+def set_dropout_rate(layer, rate):
+    """Set the rate of the dropout within a layer."""
+    if check_rate("dropout_rate", rate) and not hasattr(
+        layer.dropout, "seed_generator"
+    ):
+        raise ValueError(
+            "`dropout_rate` of a layer made with 0 cannot be raised, for it has no "
+            f"random numbers: make it with another. Received: dropout_rate={rate!r}"
+        )
+    layer.dropout.rate = rate
+
+
+def change(layers, changed):
+    """Set on layers what is to be changed in their configurations, both by name."""
+    for name, values in changed.items():
+        layer = layers[name]
+        values = keras.saving.deserialize_keras_object(values)
+        lora = [values.pop(key, None) for key in LORA]
+        if lora[0] is not None:
+            layer.enable_lora(*lora)
+        # A constructor turns a name into a function or an initializer.
+        made = type(layer).from_config({**layer.get_config(), **values})
+        for key in values:
+            setattr(layer, key, getattr(made, key))

@@ -9,7 +9,7 @@ from keras_lkca.checks import (
     check_positive_int,
     check_rate,
 )
-from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh
+from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
 from keras_lkca.ops.conv import check_method
 
 
@@ -115,7 +115,6 @@ class LKCA(HoldsDense, keras.layers.Layer):
         self.num_kernels = num_kernels
         self.kernel_size = kernel_size
         self.use_bias = use_bias
-        self.dropout_rate = check_rate("dropout_rate", dropout_rate)
         self.method = method
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.projection_initializer = keras.initializers.get(projection_initializer)
@@ -124,7 +123,10 @@ class LKCA(HoldsDense, keras.layers.Layer):
         self.projection_regularizer = keras.regularizers.get(projection_regularizer)
         self.seed = seed
         self.dropout = keras.layers.Dropout(
-            dropout_rate, seed=seed, dtype=self.dtype_policy, name="dropout"
+            check_rate("dropout_rate", dropout_rate),
+            seed=seed,
+            dtype=self.dtype_policy,
+            name="dropout",
         )
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
@@ -164,8 +166,18 @@ class LKCA(HoldsDense, keras.layers.Layer):
         )
         self.projection.build((*input_shape[:-1], value_dim))
         self.dropout.build(input_shape)
+        self.dense_built()
         self.grid = (height, width)
         self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: channels})
+
+    @property
+    def dropout_rate(self):
+        """The rate of the layer's dropout, which may be set, but not from zero."""
+        return self.dropout.rate
+
+    @dropout_rate.setter
+    def dropout_rate(self, rate):
+        set_dropout_rate(self, rate)
 
     def call(self, inputs, training=None):
         """Mix the tokens of a feature map."""

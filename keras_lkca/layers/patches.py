@@ -82,6 +82,7 @@ class PatchEmbedding(HoldsDense, keras.layers.Layer):
         self._check_tiles(input_shape)
         patch_height, patch_width = self.patch_size
         self.projection.build((None, patch_height * patch_width * input_shape[-1]))
+        self.dense_built()
 
     def call(self, inputs):
         """Cut and project."""

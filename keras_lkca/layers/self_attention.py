@@ -2,7 +2,7 @@ import keras
 from keras import ops
 
 from keras_lkca.checks import check_divides, check_positive_int, check_rate
-from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh
+from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -64,12 +64,14 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = check_positive_int("num_heads", num_heads)
         self.use_bias = use_bias
-        self.dropout_rate = check_rate("dropout_rate", dropout_rate)
         self.projection_initializer = keras.initializers.get(projection_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.seed = seed
         self.dropout = keras.layers.Dropout(
-            dropout_rate, seed=seed, dtype=self.dtype_policy, name="dropout"
+            check_rate("dropout_rate", dropout_rate),
+            seed=seed,
+            dtype=self.dtype_policy,
+            name="dropout",
         )
 
     def build(self, input_shape):
@@ -99,6 +101,16 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         )
         self.projection.build(input_shape)
         self.dropout.build(input_shape)
+        self.dense_built()
+
+    @property
+    def dropout_rate(self):
+        """The rate of the layer's dropout, which may be set, but not from zero."""
+        return self.dropout.rate
+
+    @dropout_rate.setter
+    def dropout_rate(self, rate):
+        set_dropout_rate(self, rate)
 
     def call(self, inputs, training=None):
         """Mix the tokens by their similarity."""

@@ -1,14 +1,19 @@
 """What the models of images share: classes' names, presets, how they are saved."""
 
 import difflib
+import json
 import re
+import warnings
 
 import keras
 import numpy as np
 
-from keras_lkca.internals import is_quantized
-from keras_lkca.layers.dense import HoldsDense
+from keras_lkca.internals import is_quantized, sublayers
+from keras_lkca.layers.dense import LORA, HoldsDense, change
 from keras_lkca.models.presets import PRESETS, check_preset, default_patch_size
+
+# What Keras's `quantize` changes in a configuration, and is saved by itself.
+_QUANTIZED = ("dtype", "quantization_config")
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -18,7 +23,8 @@ class ImageModel(keras.Model):
     Use it in place of `keras.Model` for a graph of your own: the names travel with
     the `.keras` file, and `keras_lkca.predict` and the exported files answer with them.
     It is the base class of the families, which are saved as their constructor's
-    arguments. What `keras.Model.quantize` did to the layers is saved as well.
+    arguments. What was done to the layers since is saved as well: quantized, frozen,
+    given another activation or rate. What cannot be saved is refused then.
 
     Args:
         inputs: Keras tensor of images, `keras.Input((height, width, channels))`.
@@ -72,9 +78,14 @@ class ImageModel(keras.Model):
                 f"{type(self).__name__} has no argument {argument!r}; the nearest is "
                 f"{near}. Received: {argument}={value!r}"
             )
-        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
         self._class_names = check_class_names(class_names, self.output_shape)
         self._arguments = None if arguments is None else _plain(arguments)
+        if not trainable:
+            self.trainable = False  # its layers too, which Keras leaves as they are
+        self._as_built = (
+            None if arguments is None else _settings_by_path(_inner_layers(self))
+        )
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -86,7 +97,9 @@ class ImageModel(keras.Model):
     def quantized_layers(self) -> dict:
         """The layers that `quantize` changed, by their path in the model."""
         return {
-            path: layer for path, layer in _dense_layers(self) if is_quantized(layer)
+            path: layer
+            for path, layer in _inner_layers(self).items()
+            if isinstance(layer, keras.layers.Dense) and is_quantized(layer)
         }
 
     @classmethod
@@ -134,7 +147,7 @@ class ImageModel(keras.Model):
         return family(**{**arguments, **overrides})
 
     def get_config(self):
-        """Return the constructor's arguments or the graph, and what was quantized."""
+        """Return the constructor's arguments or the graph, and what was changed."""
         if self._arguments is None:
             graph = keras.Model(self.input, self.output, name=self.name).get_config()
             names = self.class_names
@@ -144,7 +157,9 @@ class ImageModel(keras.Model):
             path: keras.saving.serialize_keras_object(layer.quantization_config)
             for path, layer in self.quantized_layers.items()
         }
-        return {**config, "quantized": quantized} if quantized else config
+        changed = _changes(_inner_layers(self), self._as_built, self.trainable)
+        extra = {"quantized": quantized, "changed": changed}
+        return {**config, **{name: what for name, what in extra.items() if what}}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -153,17 +168,24 @@ class ImageModel(keras.Model):
         if "layers" in config:
             names = config.pop("class_names")
             graph = keras.Model.from_config(dict(config), custom_objects)
-            options = {"name": graph.name, "trainable": config["trainable"]}
-            return cls(graph.input, graph.output, class_names=names, **options)
-        quantized = config.pop("quantized", {})
+            model = cls(graph.input, graph.output, names, name=graph.name)
+            if not config["trainable"]:
+                # Of which some layers may be trainable nevertheless.
+                frozen = [(layer, layer.trainable) for layer in sublayers(model)]
+                model.trainable = False
+                for layer, trainable in frozen:
+                    layer.trainable = trainable
+            return model
+        quantized, changed = config.pop("quantized", {}), config.pop("changed", {})
         model = cls(**config)
         quantize_as(model, quantized, custom_objects)
+        change(_inner_layers(model), changed)
         return model
 
 
 def quantize_as(model, quantized, custom_objects=None):
     """Quantize the layers that a model's configuration names."""
-    layers = dict(_dense_layers(model))
+    layers = _inner_layers(model)
     for path, how in quantized.items():
         how = keras.saving.deserialize_keras_object(how, custom_objects)
         layers[path].quantize(config=how)
@@ -178,14 +200,76 @@ def given_name(model):
     return type(model).__name__ if given in map(str.lower, kinds) else model.name
 
 
-def _dense_layers(model):
-    """Yield paths and layers, those within LKCA, SelfAttention and patches too."""
+def _inner_layers(model):
+    """Return layers by path, those within LKCA, SelfAttention and patches after it."""
+    found = {}
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Dense):
-            yield layer.name, layer
+        found[layer.name] = layer
         if isinstance(layer, HoldsDense):
             for name, dense in layer.dense_layers().items():
-                yield f"{layer.name}/{name}", dense
+                found[f"{layer.name}/{name}"] = dense
+    return found
+
+
+def _settings_by_path(layers):
+    """Return the configurations of layers by name as JSON, to compare with later."""
+    return json.dumps({name: _settings(layer) for name, layer in layers.items()})
+
+
+def _changes(layers, before, trainable):
+    """Return what was set on layers after they were built, to be saved.
+
+    Args:
+        layers: Dictionary of layers by name; one within another is `"other/name"`.
+        before: What `settings` returned of them.
+        trainable: Whether what holds them all is.
+
+    Returns:
+        Dictionary by name of dictionaries of what changed in their configuration, for
+        `change`.
+
+    Raises:
+        ValueError: If a layer with that set would not be the layer as it is.
+    """
+    found, before = {}, json.loads(before)
+    for name, layer in layers.items():
+        now = _settings(layer)
+        # Freezing a layer freezes those within.
+        holder = layers.get(name.rpartition("/")[0])
+        old = {**before[name], "trainable": holder.trainable if holder else trainable}
+        changed = {key: value for key, value in now.items() if value != old.get(key)}
+        if is_quantized(layer):
+            changed = {k: v for k, v in changed.items() if k not in _QUANTIZED}
+        if not changed:
+            continue
+        found[name] = changed
+        again = type(layer).from_config(keras.saving.deserialize_keras_object(old))
+        asked = {k: v for k, v in changed.items() if k not in LORA}
+        try:
+            change({name: again}, {name: asked})
+            kept = {k: v for k, v in _settings(again).items() if k in asked}
+        except (AttributeError, TypeError, ValueError):
+            kept = None
+        if kept != asked:
+            raise ValueError(
+                f"What was changed on the built layer {name!r} cannot be saved with "
+                "the model: give it to the constructor, or save "
+                "`keras.Model(model.input, model.output)`, which keeps each layer as "
+                f"it is. Received: {changed}"
+            )
+    return found
+
+
+def _settings(layer):
+    with warnings.catch_warnings():
+        # A function without a name is warned of where the model is saved.
+        warnings.simplefilter("ignore")
+        config = keras.saving.serialize_keras_object(layer.get_config())
+    return json.loads(json.dumps(config), object_hook=_without_identity)
+
+
+def _without_identity(values):
+    return {key: x for key, x in values.items() if key != "shared_object_id"}
 
 
 def check_class_names(class_names, output_shape):
@@ -208,6 +292,9 @@ def _plain(arguments):
     def convert(value):
         if isinstance(value, (np.ndarray, np.generic)):
             value = value.tolist()
+        if isinstance(value, dict):
+            # A copy: Keras notes in it which objects it saw before.
+            return {key: convert(item) for key, item in value.items()}
         return tuple(map(convert, value)) if isinstance(value, (tuple, list)) else value
 
     return {name: convert(value) for name, value in arguments.items()}

@@ -20,8 +20,7 @@ class ViT(ImageModel):
 
     Images go in as they are, uint8 or float in [0, 255]: the normalisation is a
     layer of the model and is saved with it. A saved model is rebuilt from its
-    constructor's arguments: layers that were frozen one by one are to be frozen
-    again after loading.
+    constructor's arguments and what was done to its layers since.
 
     Args:
         input_shape: The images' (height, width, channels), divisible by
