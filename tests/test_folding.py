@@ -8,7 +8,7 @@ import pytest
 from conftest import NAMES, trained, with_noise
 
 import keras_lkca
-from keras_lkca import LKCAViT, ViT, deploy, layers
+from keras_lkca import LKCANet, LKCAViT, ViT, deploy, layers
 from keras_lkca.models import ImageModel, lkca_trunk
 
 
@@ -47,6 +47,47 @@ def test_folded_outputs_are_the_same(arguments, images, tmp_path):
         loaded.predict(images, verbose=0), expected, atol=1e-5 * max(scale, 1)
     )
     assert folded.count_params() < model.count_params()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"gate_activation": None, "num_kernels": 1, "mlp_ratio": 1},
+        {"embed_dim": (16, 24), "depth": (1, 1), "num_kernels": 1},
+    ],
+)
+def test_a_net_is_folded(arguments, images, tmp_path, capsys):
+    defaults = {"embed_dim": 16, "depth": 2, "stem_filters": (8, 8), "stem_depth": 1}
+    model = with_noise(LKCANet((16, 24, 3), **{**defaults, **arguments}))
+    folded = deploy.fold(model)
+    assert not capsys.readouterr().out  # nothing is left as it was
+    assert not any("norm" in weight.path for weight in folded.weights)
+    expected = model.predict(images, verbose=0)
+    folded.save(tmp_path / "folded.keras")
+    for again in (folded, keras.models.load_model(tmp_path / "folded.keras")):
+        np.testing.assert_allclose(
+            again.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_batch_normalization_stays_where_the_convolution_is_wanted(images):
+    inputs = keras.Input((16, 24, 3))
+    x = wanted = keras.layers.Conv2D(8, 3, padding="same", name="wanted")(inputs)
+    x = keras.layers.BatchNormalization(name="after_wanted")(x)
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="active")(x)
+    x = keras.layers.BatchNormalization(name="after_active")(x)
+    x = keras.layers.Conv2D(8, 3, use_bias=True, strides=4, name="folded")(x)
+    x = keras.layers.BatchNormalization(name="after_folded", scale=False)(x)
+    x = lkca_trunk(x, 1)
+    model = with_noise(keras.Model(inputs, [x, wanted]))
+    folded = deploy.fold(model)
+    kept = {layer.name for layer in folded.layers}
+    assert {"after_wanted", "after_active"} < kept and "after_folded" not in kept
+    for a, b in zip(
+        folded.predict(images, verbose=0), model.predict(images, verbose=0), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_folding_leaves_the_model_alone(images):

@@ -44,6 +44,12 @@ LAYERS = {
         8 * 8 + 3 * 3 * 8 + 8 * 8 + 8,
     ),
     "LKCA hybrid": (LKCA, {"method": "hybrid"}, (4, 6, 8), 8 * 8 + 77 + 8 * 8 + 8),
+    "LKCA with a gate": (
+        LKCA,
+        {"gate_activation": "gelu", "value_dim": 6, "num_kernels": 2},
+        (4, 6, 8),
+        2 * 8 * 6 + 6 + 2 * 77 + 6 * 8 + 8,
+    ),
     "LKCA spectral": (
         LKCA,
         {"num_kernels": 2, "method": "spectral"},
@@ -212,6 +218,19 @@ def test_a_function_as_initializer():
     )
     layer.build((None, 4, 4, 8))
     assert (numpy(layer.value.kernel) == 1).all()
+
+
+def test_lkca_with_a_gate_is_its_formula(rng):
+    layer = LKCA(gate_activation="sigmoid", kernel_initializer="glorot_normal")
+    x = rng.normal(size=(2, 4, 5, 6)).astype("float32")
+    out = numpy(layer(x))
+    value, kernel = numpy(layer.value.kernel), numpy(layer.kernel)
+    gate = 1 / (1 + np.exp(-(x @ numpy(layer.gate.kernel) + numpy(layer.gate.bias))))
+    mixed = reference.conv(x @ value, kernel)
+    projected = (mixed * gate) @ numpy(layer.projection.kernel)
+    np.testing.assert_allclose(
+        out, projected + numpy(layer.projection.bias), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_lkca_projections_start_different():

@@ -175,7 +175,7 @@ def test_readme_preset_table(preset):
         str(row.arguments["embed_dim"]),
         str(row.arguments["depth"]),
         str(row.num_heads),
-        str(row.arguments["mlp_ratio"]),
+        str(row.arguments["mlp_ratio"] or ""),
     ]
     assert [cell for cell in cells[6:] if cell] == counts
 

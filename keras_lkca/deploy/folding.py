@@ -5,11 +5,13 @@ import collections
 import keras
 import numpy as np
 
-from keras_lkca.internals import calls, forget_compiled, graphs, sublayers
+from keras_lkca.internals import calls, forget_compiled, graphs, producer, sublayers
 from keras_lkca.layers import LKCA, FixedConv, StochasticDepth, TokenDense
 from keras_lkca.models import ImageModel, LKCAViT
 from keras_lkca.models.image_model import quantize_as
 
+# What an LKCA layer is folded into, by the ends of the names.
+_PARTS = ("value", "mixing", "gate", "gated", "projection")
 # What does nothing in inference.
 TRAINING_ONLY = (
     *(keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout),
@@ -25,12 +27,13 @@ def fold(model: keras.Model) -> "FoldedModel":
     With one kernel per layer nothing but linear maps stands between the value and the
     output projection, and the mixing of tokens commutes with both: they become one.
     The scale and offset of a LayerNormalization go into the layers behind it, where
-    these are all Dense or LKCA layers. Dropout, noise and stochastic depth vanish, and
-    what follows from the kernels alone is computed once.
+    these are all Dense or LKCA layers, BatchNormalization into the convolution before
+    it. Dropout, noise and stochastic depth vanish, and what follows from the kernels
+    alone is computed once.
 
     `A(LayerNorm(x) V) O + b = A(n(x) W + c) + b` with `W = diag(gamma) V O` and
     `c = beta V O`, where `n` normalises and `A` mixes the tokens. With several kernels
-    per layer `V` and `O` stay two.
+    per layer, or a gate, `V` and `O` stay two.
 
     What cannot be folded stays as it is, and is named in a line that is printed: a
     layer that is called several times or on a grid of any size, a quantized one, an
@@ -96,6 +99,7 @@ class _Folding:
             graph = keras.Model(model.inputs, model.outputs, name=model.name)
         nodes = calls(graph)
         norms = self._norms(graph, nodes, path)
+        batch_norms = self._batch_norms(graph, nodes)
         names = {node.operation.name for node in nodes}
         mixers = {
             id(node.operation)
@@ -106,7 +110,7 @@ class _Folding:
             why = self._why_not(node)
             if _holds_lkca(node.operation) and why:
                 self.left[path + node.operation.name] = why
-        chains, weights = {}, []
+        chains, weights, gone = {}, [], set()
 
         def clone(operation):
             if id(operation) in self.made:
@@ -117,6 +121,14 @@ class _Folding:
                 new = chain[0]
                 chains[id(new)] = chain
                 weights.extend(zip(chain, values, strict=True))
+            elif id(operation) in batch_norms:
+                config = {**operation.get_config(), "use_bias": True}
+                new = type(operation).from_config(config)
+                norm = batch_norms[id(operation)]
+                weights.append((new, _before_norm(norm, *operation.get_weights())))
+            elif any(operation is norm for norm in batch_norms.values()):
+                new = _copy(operation)
+                gone.add(id(new))
             elif isinstance(operation, keras.Model) and _is_graph(operation):
                 new = self.graph(operation, f"{path}{operation.name}/")
             elif norm is operation:
@@ -136,11 +148,18 @@ class _Folding:
             return new
 
         def call(layer, *args, **kwargs):
-            if _vanishes(layer, args, kwargs):
+            if id(layer) in gone or _vanishes(layer, args, kwargs):
                 return args[0]
-            for part in chains.get(id(layer), ()):
-                args, kwargs = (part(*args),), {}
-            return args[0] if id(layer) in chains else layer(*args, **kwargs)
+            if id(layer) not in chains:
+                return layer(*args, **kwargs)
+            value, mixing, *others = chains[id(layer)]
+            x = mixing(value(args[0]))
+            if len(others) > 1:
+                gate, product, *others = others
+                x = product([x, gate(args[0])])
+            for projection in others:
+                x = projection(x)
+            return x
 
         new = keras.models.clone_model(graph, clone_function=clone, call_function=call)
         for layer, values in weights:
@@ -159,7 +178,8 @@ class _Folding:
             return "neither Dense nor LKCA"
         if self.counts[id(layer)] > 1:
             return "called several times"
-        within = [layer.value, layer.projection] if type(layer) is LKCA else [layer]
+        is_lkca = type(layer) is LKCA
+        within = layer.dense_layers().values() if is_lkca else [layer]
         if any(len(dense.weights) != 1 + dense.use_bias for dense in within):
             return "quantized, or with LoRA: fold it first"
         if type(layer) is LKCA and None in node.input_tensors[0].shape[1:]:
@@ -205,6 +225,33 @@ class _Folding:
                 norms.update((id(taker.operation), norm) for _, taker in found)
         return norms
 
+    def _batch_norms(self, graph, nodes):
+        """Return the BatchNormalization behind each convolution that takes it."""
+        takers = collections.Counter(
+            id(tensor) for node in nodes for tensor in node.input_tensors
+        )
+        takers.update(map(id, graph.outputs))
+        found = {}
+        for node in nodes:
+            norm, tensor = node.operation, node.input_tensors[0]
+            if type(norm) is not keras.layers.BatchNormalization or _trains(node):
+                continue
+            if any(tensor is x for x in graph.inputs):
+                continue
+            layer = producer(tensor)[0].operation
+            if (
+                type(layer) is keras.layers.Conv2D
+                and takers[id(tensor)] == 1
+                and self.counts[id(norm)] == self.counts[id(layer)] == 1
+                and layer.activation is keras.activations.linear
+                and layer.data_format == "channels_last"
+                and norm.axis in (-1, 3, [-1], [3])
+                and norm.compute_dtype == layer.compute_dtype
+                and len(layer.weights) == 1 + layer.use_bias
+            ):
+                found[id(layer)] = norm
+        return found
+
 
 def _is_graph(model):
     return bool(getattr(model, "outputs", None))
@@ -246,14 +293,15 @@ def _folded_lkca(layer, norm, names):
     projection, *bias = layer.projection.get_weights()
     channels = projection.shape[1]
     # A narrow value is cheaper as it is.
-    joined = layer.num_kernels == 1 and 2 * value.shape[1] >= channels
+    gated = layer.gate_activation is not None
+    joined = layer.num_kernels == 1 and not gated and 2 * value.shape[1] >= channels
     if joined:
         value = _exact(value) @ _exact(projection)
     values = [_after_norm(norm, value)]
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     values.append([kernel, *bias] if joined else [kernel])
     stem = layer.name.removesuffix("_lkca")
-    if any(f"{stem}_{part}" in names for part in ("value", "mixing", "projection")):
+    if any(f"{stem}_{part}" in names for part in _PARTS):
         stem = f"{layer.name}_folded"
     options = {"dtype": layer.dtype_policy}
     dense = TokenDense(
@@ -266,10 +314,21 @@ def _folded_lkca(layer, norm, names):
     )
     if joined:
         return [dense, mixing], values
+    parts = [dense, mixing]
+    if gated:
+        gate = TokenDense(
+            value.shape[1],
+            activation=layer.gate.activation,
+            name=f"{stem}_gate",
+            **options,
+        )
+        product = keras.layers.Multiply(name=f"{stem}_gated", **options)
+        parts += [gate, product]
+        values += [_after_norm(norm, *layer.gate.get_weights()), []]
     last = TokenDense(
         channels, use_bias=layer.use_bias, name=f"{stem}_projection", **options
     )
-    return [dense, mixing, last], [*values, [projection, *bias]]
+    return [*parts, last], [*values, [projection, *bias]]
 
 
 def _after_norm(norm, kernel, bias=None):
@@ -281,6 +340,15 @@ def _after_norm(norm, kernel, bias=None):
     if norm is not None and norm.scale:
         kernel = _exact(norm.gamma)[:, None] * kernel
     return [kernel] if bias is None else [kernel, bias]
+
+
+def _before_norm(norm, kernel, bias=0):
+    """Return a convolution's weights that take the place of a BatchNorm's too."""
+    deviation = np.sqrt(_exact(norm.moving_variance) + norm.epsilon)
+    scale = (_exact(norm.gamma) if norm.scale else 1) / deviation
+    offset = _exact(norm.beta) if norm.center else 0
+    bias = (_exact(bias) - _exact(norm.moving_mean)) * scale + offset
+    return [_exact(kernel) * scale, bias]
 
 
 def _exact(array):

@@ -148,7 +148,10 @@ def _call(layer, node):
     if isinstance(layer, LKCA):
         value_dim = layer.value_dim or shape[-1]
         mixing = _pairs(shape, layer.kernel) * value_dim
-        return Macs(2 * outputs * value_dim, mixing)
+        if layer.gate_activation is None:
+            return Macs(2 * outputs * value_dim, mixing)
+        gated = outputs // shape[-1] * value_dim  # its activation and its product
+        return Macs(3 * outputs * value_dim, mixing, 2 * gated)
     if isinstance(layer, FixedConv):
         return Macs(0, _pairs(shape, layer.kernel) * shape[-1])
     if isinstance(layer, LargeKernelConv):

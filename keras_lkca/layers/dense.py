@@ -75,7 +75,7 @@ class HoldsDense:
 
     def dense_layers(self):
         """Return the Dense layers within, by their names."""
-        names = ("value", "query_key_value", "projection")
+        names = ("value", "query_key_value", "gate", "projection")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def dense_built(self):
@@ -94,7 +94,8 @@ class HoldsDense:
         for name, layer in self.dense_layers().items():
             if layer.trainable != self.trainable:
                 changed[name]["trainable"] = layer.trainable
-            if layer.activation is not keras.activations.linear:  # what it was built as
+            built_as = self.gate_activation if name == "gate" else None
+            if layer.activation is not (built_as or keras.activations.linear):
                 activation = keras.activations.serialize(layer.activation)
                 changed[name]["activation"] = activation
         config = super().get_build_config()

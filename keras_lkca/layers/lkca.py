@@ -25,6 +25,11 @@ class LKCA(HoldsDense, keras.layers.Layer):
     `(K * v)[i, j, c] = sum over m, n of
     K[m, n, g(c)] * v[i + m - kh // 2, j + n - kw // 2, c]`
     (`keras_lkca.ops.large_kernel_conv`). There is no query, no key, no softmax.
+
+    With a gate, which the paper does not have, the weights depend on what a token
+    holds as well, as those of attention do:
+    `out = ((K * (x @ V)) . activation(x @ G + g)) @ O + b`, number by number.
+
     With the default `kernel_initializer="zeros"` a new layer returns its bias,
     zero: inside a residual block it starts as the identity.
 
@@ -47,10 +52,12 @@ class LKCA(HoldsDense, keras.layers.Layer):
         method: How the operator is computed, see
             `keras_lkca.ops.large_kernel_conv`.
         kernel_initializer: Initializer of the kernel.
-        projection_initializer: Initializer of the two projections.
+        projection_initializer: Initializer of the projections.
         bias_initializer: Initializer of the bias.
         kernel_regularizer: Regularizer of the kernel.
-        projection_regularizer: Regularizer of the two projections.
+        projection_regularizer: Regularizer of the projections.
+        gate_activation: Activation of the gate, such as `"gelu"` or `"sigmoid"`;
+            `None` for no gate.
         seed: Integer or `None`, seed of the dropout.
         **kwargs: Keras's own layer arguments, such as `name` and `dtype`.
 
@@ -84,6 +91,8 @@ class LKCA(HoldsDense, keras.layers.Layer):
         - Li et al., "Interpreting and Improving Attention From the Perspective of
           Large Kernel Convolution", [arXiv 2401.05738](
           https://arxiv.org/abs/2401.05738), method section.
+        - Dauphin et al., "Language Modeling with Gated Convolutional Networks",
+          [arXiv 1612.08083](https://arxiv.org/abs/1612.08083), for the gate.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class LKCA(HoldsDense, keras.layers.Layer):
         bias_initializer="zeros",
         kernel_regularizer=None,
         projection_regularizer=None,
+        gate_activation=None,
         seed: int | None = None,
         **kwargs,
     ):
@@ -121,6 +131,9 @@ class LKCA(HoldsDense, keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.projection_regularizer = keras.regularizers.get(projection_regularizer)
+        self.gate_activation = gate_activation and keras.activations.get(
+            gate_activation
+        )
         self.seed = seed
         self.dropout = keras.layers.Dropout(
             check_rate("dropout_rate", dropout_rate),
@@ -155,6 +168,17 @@ class LKCA(HoldsDense, keras.layers.Layer):
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
         )
+        if self.gate_activation is not None:
+            self.gate = TokenDense(
+                value_dim,
+                activation=self.gate_activation,
+                kernel_initializer=fresh(self.projection_initializer),
+                bias_initializer=self.bias_initializer,
+                kernel_regularizer=self.projection_regularizer,
+                dtype=self.dtype_policy,
+                name="gate",
+            )
+            self.gate.build(input_shape)
         self.projection = TokenDense(
             channels,
             use_bias=self.use_bias,
@@ -183,6 +207,8 @@ class LKCA(HoldsDense, keras.layers.Layer):
         """Mix the tokens of a feature map."""
         values = self.value(inputs)
         values = ops.large_kernel_conv(values, self.kernel, self.method, training)
+        if self.gate_activation is not None:
+            values = values * self.gate(inputs)
         return self.dropout(self.projection(values), training=training)
 
     def attention_matrix(self, height: int | None = None, width: int | None = None):
@@ -232,5 +258,7 @@ class LKCA(HoldsDense, keras.layers.Layer):
             "projection_regularizer": keras.regularizers.serialize(
                 self.projection_regularizer
             ),
+            "gate_activation": self.gate_activation
+            and keras.activations.serialize(self.gate_activation),
             "seed": self.seed,
         }

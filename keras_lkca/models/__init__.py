@@ -2,6 +2,7 @@
 
 from keras_lkca.models.blocks import attention_block, lkca_block, lkca_trunk
 from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.lkca_net import LKCANet
 from keras_lkca.models.lkca_vit import LKCAViT
 from keras_lkca.models.presets import PRESETS, Preset, list_presets
 from keras_lkca.models.vit import ViT
@@ -9,6 +10,7 @@ from keras_lkca.models.vit import ViT
 __all__ = [
     "PRESETS",
     "ImageModel",
+    "LKCANet",
     "LKCAViT",
     "Preset",
     "ViT",

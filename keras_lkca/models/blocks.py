@@ -26,10 +26,12 @@ def lkca_block(
     value_dim: int | None = None,
     num_kernels: int = 1,
     kernel_size: int | tuple[int, int] | None = None,
-    mlp_ratio: float = 2,
+    mlp_ratio: float | None = 2,
     dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     method: str = "auto",
+    gate_activation=None,
+    kernel_initializer="zeros",
     dtype=None,
     name: str | None = None,
 ):
@@ -43,11 +45,14 @@ def lkca_block(
         value_dim: See `keras_lkca.layers.LKCA`.
         num_kernels: See `keras_lkca.layers.LKCA`.
         kernel_size: See `keras_lkca.layers.LKCA`.
-        mlp_ratio: Positive number, hidden channels of the MLP over `channels`.
+        mlp_ratio: Positive number, hidden channels of the MLP over `channels`; `None`
+            for no MLP.
         dropout_rate: Float in [0, 1], dropout after the attention and after both
             layers of the MLP.
         drop_path_rate: Float in [0, 1], stochastic depth on both branches.
         method: See `keras_lkca.ops.large_kernel_conv`.
+        gate_activation: See `keras_lkca.layers.LKCA`.
+        kernel_initializer: See `keras_lkca.layers.LKCA`.
         dtype: Dtype or dtype policy of the layers; `None` is the global one.
         name: Prefix of the layers' names; `None` leaves them to Keras.
 
@@ -76,6 +81,8 @@ def lkca_block(
         kernel_size=kernel_size,
         dropout_rate=dropout_rate,
         method=method,
+        gate_activation=gate_activation,
+        kernel_initializer=kernel_initializer,
         dtype=dtype,
         name=_join(name, "lkca"),
     )
@@ -172,11 +179,8 @@ def _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name):
     channels = inputs.shape[-1]
     check_rate("dropout_rate", dropout_rate)
     check_rate("drop_path_rate", drop_path_rate)
-    if not isinstance(mlp_ratio, numbers.Real) or not 0 < mlp_ratio < math.inf:
-        raise ValueError(
-            f"`mlp_ratio` must be a positive number. Received: mlp_ratio={mlp_ratio!r}"
-        )
-    hidden = max(round(channels * mlp_ratio), 1)
+    if mlp_ratio is not None:
+        hidden = max(round(channels * check_ratio("mlp_ratio", mlp_ratio)), 1)
 
     def norm(part):
         return keras.layers.LayerNormalization(
@@ -204,9 +208,20 @@ def _block(inputs, mixer, mlp_ratio, dropout_rate, drop_path_rate, dtype, name):
         )
 
     x = add(inputs, mixer(norm("mixer_norm")(inputs)), "mixer")
+    if mlp_ratio is None:
+        return x
     y = dense(hidden, "gelu", "mlp_expand")(norm("mlp_norm")(x))  # exact GELU
     y = dense(channels, None, "mlp_project")(dropout(y, "mlp_expand_dropout"))
     return add(x, dropout(y, "mlp_project_dropout"), "mlp")
+
+
+def check_ratio(name, value):
+    """Return a positive number, or raise a `ValueError`."""
+    if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        raise ValueError(
+            f"`{name}` must be a positive number. Received: {name}={value!r}"
+        )
+    return value
 
 
 def _join(prefix, part):
@@ -219,6 +234,13 @@ def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtyp
     Returns:
         The model's input and its tokens, `(batch, rows, columns, embed_dim)`.
     """
+    images, x = normalized(input_shape, image_mean, image_std, dtype)
+    x = PatchEmbedding(patch_size, embed_dim, dtype=dtype, name="patches")(x)
+    return images, x
+
+
+def normalized(input_shape, image_mean, image_std, dtype):
+    """Return a model's input, images in [0, 255], and the images normalised."""
     input_shape = check_image_shape(input_shape)
     channels = input_shape[-1]
     mean = _per_channel("image_mean", image_mean, channels)
@@ -235,8 +257,25 @@ def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtyp
         dtype=dtype.variable_dtype,
         name="normalize",
     )(images)
-    x = PatchEmbedding(patch_size, embed_dim, dtype=dtype, name="patches")(x)
     return images, x
+
+
+def conv_norm(x, filters, strides, activation, dtype, name):
+    """Apply a convolution of 3 x 3, BatchNormalization and an activation."""
+    x = keras.layers.Conv2D(
+        *(filters, 3, strides, "same"),
+        use_bias=False,
+        kernel_initializer="he_normal",
+        dtype=dtype,
+        name=f"{name}_conv",
+    )(x)
+    # Short trainings end before an average over hundreds of steps means anything.
+    x = keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"{name}_norm"
+    )(x)
+    if activation is None:
+        return x
+    return keras.layers.Activation(activation, dtype=dtype, name=f"{name}_act")(x)
 
 
 def _per_channel(name, value, channels):

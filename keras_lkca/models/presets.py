@@ -16,9 +16,9 @@ class Preset:
         arguments: Arguments of that class's constructor, any of them.
         parameters: Number of trainable parameters by (image size, patch size,
             classes), for square images of three channels.
-        num_heads: Heads of the comparison's softmax attention. An LKCA preset has one
+        num_heads: Heads of the comparison's softmax attention. An LKCAViT has one
             kernel per layer, as in the paper; this is the number to give
-            `num_kernels` for a kernel per head.
+            `num_kernels` for a kernel per head. An LKCANet has that many kernels.
         paper_name: What the paper calls it, if it does.
     """
 
@@ -29,21 +29,37 @@ class Preset:
     paper_name: str | None = None
 
 
+# Image size, patch size, classes.
+_CASES = ((64, 8, 200), (32, 4, 10), (32, 4, 100))
+
+
 def _lkca(embed_dim, depth, num_heads, mlp_ratio, counts, paper_name=None):
     arguments = {"embed_dim": embed_dim, "depth": depth, "mlp_ratio": mlp_ratio}
-    cases = ((64, 8, 200), (32, 4, 10), (32, 4, 100))
-    parameters = dict(zip(cases, counts, strict=True))
+    parameters = dict(zip(_CASES, counts, strict=True))
     return Preset("LKCAViT", arguments, parameters, num_heads, paper_name)
 
 
 def _vit(embed_dim, depth, num_heads, counts, paper_name=None):
     arguments = {"embed_dim": embed_dim, "depth": depth, "mlp_ratio": 2}
     arguments["num_heads"] = num_heads
-    parameters = dict(zip(((64, 8, 200), (32, 4, 10)), counts, strict=True))
+    parameters = dict(zip(_CASES[:2], counts, strict=True))
     return Preset("ViT", arguments, parameters, num_heads, paper_name)
 
 
+def _net(embed_dim, depth, counts):
+    # The model chooses its patch size by itself.
+    arguments = {"patch_size": None, "stem_filters": (embed_dim // 4, embed_dim // 2)}
+    arguments.update(embed_dim=embed_dim, depth=depth, mlp_ratio=None)
+    parameters = dict(zip(_CASES, counts, strict=True))
+    return Preset("LKCANet", arguments, parameters, num_heads=8)
+
+
 PRESETS = {
+    "lkca_net_03m": _net(80, 6, (320_020, 304_630, 311_920)),
+    "lkca_net_05m": _net(96, 7, (507_656, 489_226, 497_956)),
+    "lkca_net_08m": _net(128, 6, (778_456, 753_946, 765_556)),
+    "lkca_net_1m": _net(128, 8, (979_944, 955_434, 967_044)),
+    "lkca_net_3m": _net(192, 11, (2_827_952, 2_791_282, 2_808_652)),
     "lkca_vit_05m": _lkca(100, 8, 4, 2, (534_300, 500_710, 509_800)),
     "lkca_vit_tiny": _lkca(136, 9, 8, 2, (1_073_225, 1_027_611, 1_039_941), "LKCA-T"),
     "lkca_vit_2m": _lkca(192, 9, 12, 2, (2_094_833, 2_030_515, 2_047_885)),
@@ -66,13 +82,14 @@ def list_presets(model: str | None = None) -> list[str]:
     """List the presets' names, from small to large.
 
     Args:
-        model: `"LKCAViT"` or `"ViT"` for the presets of one class; `None` for all.
+        model: `"LKCANet"`, `"LKCAViT"` or `"ViT"` for the presets of one class; `None`
+            for all.
 
     Returns:
-        List of names, for `LKCAViT.from_preset` and `ViT.from_preset`.
+        List of names, for the class's `from_preset`.
 
     Raises:
-        ValueError: If `model` names neither class.
+        ValueError: If `model` names none of the classes.
 
     Example:
 
