@@ -1,9 +1,14 @@
+import dataclasses
+import functools
+import hashlib
+import http.server
 import json
+import threading
 
 import keras
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from conftest import BACKENDS, NAMES
 
 from keras_lkca import LKCA, LKCANet, LKCAViT, ViT, list_presets
 from keras_lkca.layers import SelfAttention
@@ -11,9 +16,11 @@ from keras_lkca.models import (
     PRESETS,
     ImageModel,
     Preset,
+    Weights,
     attention_block,
     lkca_block,
     lkca_trunk,
+    presets,
 )
 from keras_lkca.models.presets import default_patch_size
 
@@ -473,6 +480,78 @@ def test_a_row_holds_any_argument(monkeypatch):
     model = LKCAViT.from_preset("new", num_classes=3)
     assert model.get_layer("block_0_lkca").kernel.shape == (31, 31, 4)
     assert LKCAViT.from_preset("new", patch_size=8).get_config()["patch_size"] == 8
+
+
+@pytest.fixture
+def trained_preset(monkeypatch, tmp_path, rng):
+    """A preset with weights, in a file of its own, and the model they are from."""
+    arguments = {"patch_size": 4, "embed_dim": 8, "depth": 1, "stem_filters": (4, 4)}
+    arguments.update(input_shape=(16, 24, 3), num_classes=4)
+    model = with_random_weights(LKCANet(**arguments, class_names=NAMES), rng)
+    monkeypatch.setattr(presets, "weights_file", lambda name: tmp_path / f"{name}.npz")
+    path = tmp_path / "trained.npz"
+    presets.write_weights(path, model)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = Weights("pets", 0.9, "10 passes", "public domain", checksum)
+    row = Preset("LKCANet", arguments, {}, 8, weights=weights)
+    monkeypatch.setitem(PRESETS, "trained", row)
+    return model, path, row
+
+
+def test_a_trained_preset(trained_preset, rng):
+    model, _, _ = trained_preset
+    again = LKCANet.from_preset("trained")
+    assert again.class_names == NAMES
+    x = images(rng, 3, 16, 24, 3)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(again(x)),
+        keras.ops.convert_to_numpy(model(x)),
+        rtol=5e-3,
+        atol=5e-3,
+    )
+    half = LKCANet.from_preset("trained", dtype="mixed_bfloat16", drop_path_rate=0.5)
+    assert half.dtype_policy.name == "mixed_bfloat16" and half.class_names == NAMES
+    names = LKCANet.from_preset("trained", class_names=list("abcd")).class_names
+    assert names == tuple("abcd")
+    backbone = LKCANet.from_preset("trained", num_classes=7, load_weights=False)
+    assert backbone.output_shape == (None, 7) and backbone.class_names is None
+
+
+@pytest.mark.parametrize(
+    "asked", [{"num_classes": 7}, {"depth": 2}, {"input_shape": (32, 32, 3)}]
+)
+def test_weights_that_do_not_fit(asked, trained_preset):
+    with pytest.raises(ValueError, match="of 'trained' do not fit.*load_weights=False"):
+        ImageModel.from_preset("trained", **asked)
+
+
+def test_weights_of_another_file(trained_preset):
+    _, path, _ = trained_preset
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="'trained' is not the one.*SHA-256"):
+        LKCANet.from_preset("trained")
+
+
+@pytest.mark.once
+def test_weights_that_are_downloaded(trained_preset, monkeypatch, tmp_path):
+    model, path, row = trained_preset
+    handler = functools.partial(
+        http.server.SimpleHTTPRequestHandler, directory=tmp_path
+    )
+    monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/trained.npz"
+        weights = dataclasses.replace(row.weights, url=url)
+        row = dataclasses.replace(row, weights=weights)
+        monkeypatch.setitem(PRESETS, "trained", row)
+        first = LKCANet.from_preset("trained")
+        server.shutdown()
+    path.unlink()
+    for again in (first, LKCANet.from_preset("trained")):  # the second from the cache
+        np.testing.assert_allclose(
+            again.get_weights()[0], model.get_weights()[0], rtol=1e-3, atol=1e-6
+        )
 
 
 TINY = {"input_shape": (8, 8, 1), "patch_size": 4, "embed_dim": 8, "depth": 1}

@@ -4,7 +4,7 @@ from keras_lkca.models.blocks import attention_block, lkca_block, lkca_trunk
 from keras_lkca.models.image_model import ImageModel
 from keras_lkca.models.lkca_net import LKCANet
 from keras_lkca.models.lkca_vit import LKCAViT
-from keras_lkca.models.presets import PRESETS, Preset, list_presets
+from keras_lkca.models.presets import PRESETS, Preset, Weights, list_presets
 from keras_lkca.models.vit import ViT
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "LKCAViT",
     "Preset",
     "ViT",
+    "Weights",
     "attention_block",
     "list_presets",
     "lkca_block",

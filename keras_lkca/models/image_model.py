@@ -10,7 +10,12 @@ import numpy as np
 
 from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers.dense import LORA, HoldsDense, change
-from keras_lkca.models.presets import PRESETS, check_preset, default_patch_size
+from keras_lkca.models.presets import (
+    PRESETS,
+    check_preset,
+    default_patch_size,
+    read_weights,
+)
 
 # What Keras's `quantize` changes in a configuration, and is saved by itself.
 _QUANTIZED = ("dtype", "quantization_config")
@@ -106,18 +111,23 @@ class ImageModel(keras.Model):
     def from_preset(
         cls,
         preset: str,
-        input_shape: tuple[int, int, int] = (32, 32, 3),
-        num_classes: int = 10,
+        input_shape: tuple[int, int, int] | None = None,
+        num_classes: int | None = None,
+        load_weights: bool = True,
         **overrides,
     ):
-        """Build a model of a preset's size, with new weights.
+        """Build a model of a preset's size, or a trained one.
 
         Args:
             preset: A name of `keras_lkca.list_presets()`, of this class;
                 `ImageModel.from_preset` takes those of every class.
             input_shape: The images' (height, width, channels). The patch size
-                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given.
-            num_classes: Positive integer, the number of classes.
+                follows it, 4 at 32 x 32 and 8 at 64 x 64, unless given. Defaults to
+                the trained model's, or else to (32, 32, 3).
+            num_classes: Positive integer, the number of classes. Defaults to the
+                trained model's, or else to 10.
+            load_weights: Whether a trained preset comes with its weights and the names
+                of its classes.
             **overrides: Any other argument of the constructor.
 
         Returns:
@@ -125,7 +135,7 @@ class ImageModel(keras.Model):
 
         Raises:
             ValueError: If there is no such preset, naming the nearest, or it is
-                another class's.
+                another class's, or its weights do not fit what is asked for.
 
         Example:
 
@@ -142,9 +152,19 @@ class ImageModel(keras.Model):
                 f"{preset!r} is a preset of {row.model}: use {row.model}.from_preset. "
                 f"Received: preset={preset!r}"
             )
-        arguments = {"patch_size": default_patch_size(input_shape), **row.arguments}
-        arguments.update(input_shape=input_shape, num_classes=num_classes)
-        return family(**{**arguments, **overrides})
+        given = {"input_shape": input_shape, "num_classes": num_classes}
+        given = {name: value for name, value in given.items() if value is not None}
+        arguments = {"input_shape": (32, 32, 3), "num_classes": 10, **row.arguments}
+        arguments.update(given)
+        arguments.setdefault("patch_size", default_patch_size(arguments["input_shape"]))
+        if row.weights is None or not load_weights:
+            return family(**{**arguments, **overrides})
+        values, names = read_weights(preset, row.weights)
+        if arguments["num_classes"] == len(names):
+            arguments["class_names"] = names
+        model = family(**{**arguments, **overrides})
+        _set_weights(model, values, preset, {**given, **overrides})
+        return model
 
     def get_config(self):
         """Return the constructor's arguments or the graph, and what was changed."""
@@ -181,6 +201,21 @@ class ImageModel(keras.Model):
         quantize_as(model, quantized, custom_objects)
         change(_inner_layers(model), changed)
         return model
+
+
+def _set_weights(model, values, preset, asked):
+    """Set a model's weights by their paths."""
+    wanted = {weight.path: tuple(weight.shape) for weight in model.weights}
+    there = {path: array.shape for path, array in values.items()}
+    if wanted != there:
+        differ = sorted({*wanted.items()} ^ {*there.items()})[0][0]
+        raise ValueError(
+            f"The weights of {preset!r} do not fit the model asked for, first at "
+            f"{differ!r}: give `load_weights=False` for a new model of its size. "
+            f"Received: {', '.join(f'{k}={v!r}' for k, v in asked.items())}"
+        )
+    for weight in model.weights:
+        weight.assign(values[weight.path].astype("float32"))
 
 
 def quantize_as(model, quantized, custom_objects=None):

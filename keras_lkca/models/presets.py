@@ -2,14 +2,44 @@
 
 import dataclasses
 import difflib
+import hashlib
 import math
+import pathlib
+
+import keras
+import numpy as np
 
 from keras_lkca.checks import check_image_shape
+from keras_lkca.files import atomic
+
+# Of the array in a file of weights.
+_CLASS_NAMES = "class_names"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Where a trained preset comes from.
+
+    Attributes:
+        dataset: What it was trained on, as `"CIFAR-10"`.
+        test_accuracy: Share of the test images it classifies rightly, in [0, 1].
+        training: How it was trained, in words.
+        licence: Of the images.
+        sha256: Of the file `models/weights/PRESET.npz` in this package, or at `url`.
+        url: Where to download a file that is too large for the package, once.
+    """
+
+    dataset: str
+    test_accuracy: float
+    training: str
+    licence: str
+    sha256: str
+    url: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A model size.
+    """A model size, or a trained model.
 
     Attributes:
         model: Name of the class it builds, such as `"LKCAViT"`.
@@ -20,6 +50,7 @@ class Preset:
             kernel per layer, as in the paper; this is the number to give
             `num_kernels` for a kernel per head. An LKCANet has that many kernels.
         paper_name: What the paper calls it, if it does.
+        weights: Of a trained model, `keras_lkca.models.Weights`.
     """
 
     model: str
@@ -27,6 +58,7 @@ class Preset:
     parameters: dict
     num_heads: int
     paper_name: str | None = None
+    weights: Weights | None = None
 
 
 # Image size, patch size, classes.
@@ -127,3 +159,43 @@ def default_patch_size(input_shape):
     common = math.gcd(height, width)
     limit = max(min(height, width) // 8, 1)
     return max(size for size in range(1, limit + 1) if common % size == 0)
+
+
+def weights_file(preset):
+    """Return the path of a trained preset's file in this package."""
+    return pathlib.Path(__file__).parent / "weights" / f"{preset}.npz"
+
+
+def write_weights(path, model):
+    """Write a model's weights by their paths, two bytes each, and its class names."""
+    values = {
+        weight.path: keras.ops.convert_to_numpy(weight).astype("float16")
+        for weight in model.weights
+    }
+    with atomic(path) as temporary:
+        np.savez_compressed(
+            temporary, **values, **{_CLASS_NAMES: np.array(model.class_names)}
+        )
+
+
+def read_weights(preset, row):
+    """Return a trained preset's weights by their paths, and its class names.
+
+    Raises:
+        ValueError: If the file is not the one that the row names.
+    """
+    path = weights_file(preset)
+    if row.url is not None:
+        path = keras.utils.get_file(
+            path.name, row.url, cache_subdir="keras_lkca", file_hash=row.sha256
+        )
+    found = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    if found != row.sha256:
+        raise ValueError(
+            f"The file of {preset!r} is not the one it was made with, by its SHA-256 "
+            f"{row.sha256}: install the package anew. Received: {path} of {found}"
+        )
+    with np.load(path) as file:
+        values = {name: file[name] for name in file.files}
+    names = values.pop(_CLASS_NAMES)
+    return values, tuple(map(str, names))
