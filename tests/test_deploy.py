@@ -464,16 +464,15 @@ def test_where_probabilities_come_from(images):
         for result, row in zip(results, expected, strict=True):
             for name, probability in result:
                 assert probability == pytest.approx(row[int(name)], abs=1e-5)
-    sigmoid = keras.Model(inputs, keras.layers.Dense(1, "sigmoid")(logits(inputs)))
-    with pytest.raises(ValueError, match="must end with a softmax.*'sigmoid'"):
-        keras_lkca.predict(sigmoid, images)
-    with pytest.raises(ValueError, match="must end with a softmax.*'sigmoid'"):
-        deploy.export(sigmoid, "nowhere", format="onnx")
+    relu = keras.Model(inputs, keras.layers.Dense(2, "relu")(logits(inputs)))
+    with pytest.raises(ValueError, match="must end with a softmax.*'relu'"):
+        keras_lkca.predict(relu, images)
+    with pytest.raises(ValueError, match="must end with a softmax.*'relu'"):
+        deploy.export(relu, "nowhere", format="onnx")
     for outputs, message in (
-        (keras.ops.sigmoid(logits(inputs)), "Sigmoid, which is neither"),
         (2 * logits(inputs), "Multiply, which is neither"),
-        (keras.layers.Average()([base(inputs), logits(inputs)]), "averages logits and"),
-        (keras.layers.Dense(1)(logits(inputs)), "two classes or more"),
+        (keras.layers.Average()([base(inputs), logits(inputs)]), "averages outputs"),
+        (keras.layers.Dense(1, "softmax")(logits(inputs)), "softmax on one column"),
     ):
         with pytest.raises(ValueError, match=message):
             keras_lkca.predict(keras.Model(inputs, outputs), images)

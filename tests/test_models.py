@@ -18,6 +18,7 @@ from keras_lkca.models import (
     Preset,
     Weights,
     attention_block,
+    classifiers,
     lkca_block,
     lkca_trunk,
     presets,
@@ -674,3 +675,32 @@ def test_what_cannot_be_saved_is_refused(model_class):
     model.get_layer("norm").dtype_policy = keras.DTypePolicy("mixed_bfloat16")
     with pytest.raises(ValueError, match="'norm' cannot be saved.*'dtype'"):
         model.get_config()
+
+
+@pytest.mark.once
+def test_what_a_classifier_decides():
+    inputs = keras.Input((8,))
+    dense, activate = keras.layers.Dense, keras.layers.Activation
+    inner = keras.Model(inputs, dense(3, "sigmoid")(inputs))
+    for task, probable, outputs in (
+        ("categorical", False, dense(3)(inputs)),
+        ("categorical", True, dense(3, "softmax")(inputs)),
+        ("multilabel", True, dense(3, "sigmoid")(inputs)),
+        ("multilabel", True, keras.ops.sigmoid(dense(3)(inputs))),
+        ("multilabel", True, activate("linear")(activate("sigmoid")(dense(3)(inputs)))),
+        ("multilabel", True, keras.layers.Average()([inner(inputs), inner(inputs)])),
+        ("binary", False, dense(1)(inputs)),
+        ("binary", True, dense(1, "sigmoid")(inputs)),
+    ):
+        model = keras.Model(inputs, outputs)
+        assert classifiers.task_of(model) == task
+        assert classifiers.gives_probabilities(model) == probable
+    model = keras.Model(inputs, dense(1, "softmax")(inputs))
+    with pytest.raises(ValueError, match="softmax on one column"):
+        classifiers.task_of(model)
+    model = LKCAViT(num_classes=1, class_names=["no", "yes"], **SMALL)
+    outer = keras.Model(model.input, keras.ops.sigmoid(model(model.input)))
+    assert classifiers.class_names(outer) == ("no", "yes")
+    assert LKCAViT.from_config(model.get_config()).class_names == ("no", "yes")
+    with pytest.raises(ValueError, match="two for one column"):
+        LKCAViT(num_classes=1, class_names=["yes"], **SMALL)

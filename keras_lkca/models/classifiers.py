@@ -8,6 +8,8 @@ from keras_lkca.internals import producer
 def check_classifier(model):
     """Check that a model maps images of one size to logits or probabilities.
 
+    Of any task, see `task_of`.
+
     Raises:
         ValueError: If it does not.
     """
@@ -19,11 +21,43 @@ def check_classifier(model):
             "`model` must map images to classes, both of one size, and be a "
             f"functional model. {received}"
         )
-    gives_probabilities(model)
-    if outputs[1] < 2:
+    task_of(model)
+
+
+def task_of(model):
+    """Return what a classifier decides, told by its width and its last activation.
+
+    Logits on several columns are taken as those of one class out of many: with them
+    a model for several labels an image cannot be told from its outputs.
+
+    Args:
+        model: A functional or sequential model with one output, `(batch, columns)`.
+
+    Returns:
+        `"categorical"`: one class out of many, a softmax or its logits;
+        `"binary"`: yes or no, one column, a sigmoid or its logit;
+        `"multilabel"`: any number of labels, a sigmoid on each of several columns.
+
+    Raises:
+        ValueError: If it ends with something else, or with a softmax on one column.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_lkca.models.classifiers import task_of
+    >>> inputs = keras.Input((8,))
+    >>> task_of(keras.Model(inputs, keras.layers.Dense(3, "sigmoid")(inputs)))
+    'multilabel'
+    """
+    ending, columns = _ending(model.outputs[0]), model.outputs[0].shape[-1]
+    if columns == 1 and ending == "softmax":
         raise ValueError(
-            f"`model` must have two classes or more, a probability each. {received}"
+            "`model` must not end with a softmax on one column, which is 1 whatever "
+            "the image: end it with a sigmoid, or with two columns."
         )
+    if columns == 1:
+        return "binary"
+    return "multilabel" if ending == "sigmoid" else "categorical"
 
 
 def image_shape(model):
@@ -44,7 +78,8 @@ def class_names(model):
     """Return the names of a classifier's classes, or `None` where they are not known.
 
     They are its own, or those of a model within it whose outputs come to the end as
-    they are or through a softmax.
+    they are or through a softmax or a sigmoid. Of one column there are two, of 0 and
+    of 1.
     """
     names, (tensor, *others) = getattr(model, "class_names", None), model.outputs
     while not names and not others:
@@ -56,7 +91,7 @@ def class_names(model):
         same = [x.shape == tensor.shape for x in call.input_tensors]
         if same != [True] or not (
             isinstance(last, (keras.layers.Activation, *_NEUTRAL))
-            or type(last).__name__ == "Softmax"
+            or type(last).__name__ in ("Softmax", "Sigmoid")
         ):
             return None
         (tensor,) = call.input_tensors
@@ -64,12 +99,12 @@ def class_names(model):
 
 
 def gives_probabilities(model):
-    """Whether a classifier ends with a softmax; otherwise its outputs are logits.
+    """Whether a classifier ends with a softmax or a sigmoid; otherwise with logits.
 
     Raises:
-        ValueError: If it ends with anything else, such as a sigmoid.
+        ValueError: If it ends with anything else, such as a ReLU.
     """
-    return _is_probability(model.outputs[0])
+    return _ending(model.outputs[0]) != "linear"
 
 
 # What neither makes probabilities of logits nor undoes them.
@@ -80,24 +115,29 @@ _NEUTRAL = (
 )
 
 
-def _is_probability(tensor):
+def _ending(tensor):
+    """Return what made a classifier's outputs: "softmax", "sigmoid" or "linear"."""
     call, index = producer(tensor)
     last = call.operation
     if isinstance(last, keras.Model) and getattr(last, "outputs", None):
-        return _is_probability(last.outputs[index])
+        return _ending(last.outputs[index])
     name = getattr(getattr(last, "activation", None), "__name__", None)
-    if isinstance(last, keras.layers.Softmax) or type(last).__name__ == "Softmax":
-        name = "softmax"
+    kind = type(last).__name__
+    if isinstance(last, keras.layers.Softmax) or kind in ("Softmax", "Sigmoid"):
+        name = "sigmoid" if kind == "Sigmoid" else "softmax"
     passes_on = isinstance(last, keras.layers.Activation) and name == "linear"
     if passes_on or isinstance(last, _NEUTRAL):
-        kinds = {_is_probability(one) for one in call.input_tensors}
+        kinds = {_ending(one) for one in call.input_tensors}
         if len(kinds) == 1:
             return kinds.pop()
-        raise ValueError("`model` averages logits and probabilities.")
-    if name not in ("softmax", "linear"):
         raise ValueError(
-            "`model` must end with a softmax, or with a layer that gives logits. "
-            f"Received: {type(last).__name__}, "
+            "`model` averages outputs of different kinds. Received: "
+            f"{' and '.join(sorted(kinds))}"
+        )
+    if name not in ("softmax", "sigmoid", "linear"):
+        raise ValueError(
+            "`model` must end with a softmax, a sigmoid or a layer that gives logits. "
+            f"Received: {kind}, "
             + (f"its activation {name!r}" if name else "which is neither")
         )
-    return name == "softmax"
+    return name

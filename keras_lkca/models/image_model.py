@@ -34,8 +34,8 @@ class ImageModel(keras.Model):
     Args:
         inputs: Keras tensor of images, `keras.Input((height, width, channels))`.
         outputs: Keras tensor, of a classifier `(batch, classes)`.
-        class_names: Sequence of strings, one per class; `None` where they are not
-            known.
+        class_names: Sequence of strings, one per class, or two for a single column
+            (of 0 and of 1); `None` where they are not known.
         name: Name of the model, or `None`.
         trainable: Whether its weights are to be trained.
         arguments: Dictionary of a subclass's constructor arguments, from which
@@ -313,10 +313,13 @@ def check_class_names(class_names, output_shape):
         return None
     names = class_names if isinstance(class_names, str) else list(class_names)
     fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not fits or tuple(output_shape) != (None, len(names)):
+    # One column decides between two classes.
+    columns = 1 if len(names) == 2 and output_shape[-1] == 1 else len(names)
+    if not fits or tuple(output_shape) != (None, columns) or len(names) == 1:
         raise ValueError(
-            "`class_names` must be a string for each of the classifier's classes, "
-            f"whose outputs are {output_shape}. Received: class_names={class_names!r}"
+            "`class_names` must be a string for each of the classifier's classes, two "
+            f"for one column; its outputs are {output_shape}. "
+            f"Received: class_names={class_names!r}"
         )
     return tuple(names)
 
