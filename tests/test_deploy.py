@@ -1,6 +1,9 @@
 import dataclasses
+import io
 import pathlib
+import struct
 import warnings
+import zlib
 
 import keras
 import numpy as np
@@ -251,6 +254,114 @@ def test_what_tensorflow_serving_needs(exported, images, tmp_path, run_python):
     assert path.name == "2" and (path / "saved_model.pb").exists()
     np.save(tmp_path / "images.npy", images)
     run_python("-c", SERVED, path, tmp_path / "images.npy", backend="tensorflow")
+
+
+def oriented(number, kind=3):
+    """EXIF data that says how an image is to be turned."""
+    entry = struct.pack("<HHII", 0x112, kind, 1, number)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + b"\0\0\0\0"
+
+
+def chunk(kind, data):
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def written(image, format, *chunks, **options):
+    """An image as the bytes of a file, a PNG's with more chunks before its end."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    end = len(file.getvalue()) - 12 if chunks else None
+    return b"".join((file.getvalue()[:end], *chunks, chunk(b"IEND", b"")[: end or 0]))
+
+
+def raw_png(rng, depth, colour, channels, *chunks):
+    """A PNG file of a kind that Pillow reads but does not write."""
+    head = struct.pack(">IIBBBBB", 36, 22, depth, colour, 0, 0, 0)
+    rows = rng.integers(0, 256, (22, 1 + (36 * depth * channels + 7) // 8), "uint8")
+    rows[:, 0] = 0  # no filter
+    parts = [chunk(b"IHDR", head), *chunks, chunk(b"IDAT", zlib.compress(rows))]
+    return b"".join([b"\x89PNG\r\n\x1a\n", *parts, chunk(b"IEND", b"")])
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of palettes and EXIF
+def test_files_are_read_in_the_graph_as_by_pillow(rng, tmp_path):
+    """Each kind to the pixel, or it is refused."""
+    tf = pytest.importorskip("tensorflow")
+    from keras_lkca.deploy.encoded import read_file
+
+    y, x = np.mgrid[:44, :70]
+    waves = [128 + 100 * np.sin(x / 7), 128 + 100 * np.cos(y / 9), x * y % 256]
+    array = np.stack([*waves, x * 3], -1).astype("uint8")
+    image, large = Image.fromarray(array[..., :3]), Image.new("RGB", (200, 300))
+    large.paste(image.resize((150, 200)), (20, 70))
+    grey, palette = image.convert("L"), image.quantize(16)
+    adobe, turned = written(image.convert("CMYK"), "jpeg"), "tiff:Orientation"
+    text = b"XML:com.adobe.xmp\0", b"Raw profile type exif\0\0", oriented(6)[6:]
+    colours = chunk(b"PLTE", rng.integers(0, 256, 48, "uint8").tobytes())
+    good = [
+        *(written(image, "jpeg", exif=oriented(i)) for i in range(10)),
+        *(written(x, "jpeg", progressive=True) for x in (image, grey, large)),
+        *(written(large.resize((60 * i, 50 * i)), "jpeg") for i in (2, 5, 9)),
+        written(image, "jpeg", keep_rgb=True, comment=b"\xff\xe1"),
+        written(image, "jpeg", subsampling=1, restart_marker_blocks=2),
+        written(image, "jpeg", exif=b"Exif\0\0MM\0*\0\0\x09\0"),
+        written(image, "jpeg", exif=oriented(0), xmp=f'{turned}="6"'.encode()),
+        written(image, "jpeg", xmp=f'{turned} {turned}="6"'.encode()),
+        written(image, "jpeg", xmp=f"<{turned}>5</{turned}>".encode()),
+        written(image, "mpo", save_all=True, append_images=[large]),
+        *(
+            written(x, "png")
+            for x in (image, large, grey, palette, image.resize((3, 2)))
+        ),
+        *(written(image.convert(mode), "png") for mode in ("1", "P", "LA")),
+        written(Image.fromarray(array), "png"),
+        *(written(palette, "png", transparency=x) for x in (3, bytes(range(16)))),
+        *(written(x, "png", transparency=90) for x in (grey, image.convert("1"))),
+        written(image, "png", transparency=(1, 2, 3)),
+        written(image.resize((24, 16)), "png", exif=oriented(3)),
+        written(image, "png", chunk(b"eXIf", text[2])),
+        written(
+            image, "png", chunk(b"iTXt", text[0] + f'\0\0\0\0{turned}="8"'.encode())
+        ),
+        *(raw_png(rng, depth, 0, 1) for depth in (1, 2, 4, 16)),
+        *(raw_png(rng, 16, colour, n) for colour, n in ((2, 3), (4, 2), (6, 4))),
+        *(raw_png(rng, depth, 3, 1, colours) for depth in (1, 2, 4)),
+        raw_png(rng, 16, 0, 1, chunk(b"eXIf", text[2]), chunk(b"tRNS", b"\0\1")),
+    ]
+    bad = [
+        *((written(palette, x), "JPEG or PNG") for x in ("bmp", "gif", "webp", "tiff")),
+        *((data, "must be JPEG or PNG files") for data in (b"", b"\xff", b"no image")),
+        (written(image, "jpeg")[:600], "Invalid JPEG"),
+        (written(image, "png")[:600], "Invalid PNG"),
+        *(
+            (data, "JPEG files in CMYK")
+            for data in (adobe, adobe.replace(b"Ad", b"Xd"))
+        ),
+        (written(image, "jpeg", exif=b"Exif\0\0no EXIF data"), "damaged EXIF data"),
+        (written(image, "jpeg", exif=oriented(6, kind=4)), "is no single short"),
+        (
+            written(image, "png", chunk(b"iTXt", text[0] + b"\1\0\0\0")),
+            "compressed XMP",
+        ),
+        (written(image, "png", chunk(b"zTXt", text[1])), "EXIF data as text"),
+    ]
+    paths = [tmp_path / str(index) for index in range(len(good))]
+    for path, data in zip(paths, good, strict=True):
+        path.write_bytes(data)
+    for shape in ((16, 24, 3), (60, 60, 1)):
+        read = tf.function(
+            lambda data, shape=shape: read_file(tf, data, shape),
+            input_signature=[tf.TensorSpec((), tf.string)],
+        )
+        expected = deploy.read_images(paths, shape).astype("float32")
+        for index, pixels in enumerate(expected):
+            difference = np.abs(read(good[index]).numpy() - pixels)
+            assert difference.max() <= 1 and difference.mean() < 0.01, index
+    for data, message in bad:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            read(data)
 
 
 @pytest.mark.once
@@ -520,6 +631,9 @@ def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
             deploy.export(classifier, tmp_path, format=format, overwrite=True)
     with pytest.raises(ValueError, match="is for format='tf_saved_model'"):
         deploy.export(classifier, tmp_path / "x", format="onnx", image_bytes=True)
+    deep = LKCAViT((8, 8, 4), patch_size=2, embed_dim=16, depth=1)
+    with pytest.raises(ValueError, match="`image_bytes` is for images of 1 channel or"):
+        deploy.export(deep, tmp_path / "x", image_bytes=True)
     (tmp_path / "x.bin").write_text("")
     with pytest.raises(ValueError, match="exists; choose another"):
         deploy.export(classifier, tmp_path / "x.xml", format="openvino")

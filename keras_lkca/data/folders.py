@@ -153,13 +153,23 @@ def _read(path, image_size):
     with Image.open(path) as image:
         # At a reduced size where the format can: much faster for photographs.
         image.draft("RGB", (2 * width, 2 * height))
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
             image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
         elif image.mode in ("I", "F"):
             raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode!r})")
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = image.convert("RGB")
         if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            # Along the rows first: Pillow's versions differ in the order, and with it
+            # in the pixels, which an exported model is to read as they are read here.
+            scale = min(image.width / width, image.height / height)
+            left = max(image.width - scale * width, 0) / 2
+            top = max(image.height - scale * height, 0) / 2
+            for size, box in (
+                ((width, image.height), (left, 0, image.width - left, image.height)),
+                ((width, height), (0, top, width, image.height - top)),
+            ):
+                image = image.resize(size, Image.Resampling.BICUBIC, box)
         return np.asarray(image)
 
 

@@ -60,8 +60,8 @@ def export(
         version: Positive integer, the folder below `output`, for
             `"tf_saved_model"`.
         image_bytes: Whether a SavedModel also gets the signature `image_bytes`: JPEG or
-            PNG files as strings, decoded, cropped about the centre and resized. EXIF
-            orientation, which TensorFlow's decoder passes over, is not applied.
+            PNG files as strings, which are turned, cropped and resized as `predict`
+            does. It refuses other files, and JPEG files in CMYK.
         quantize: For `"litert"`: `"weights"` keeps the weights as 8-bit integers,
             `"int8"` also computes with them, between float inputs and outputs.
         calibration_images: For `"int8"`: some hundred images like those that will
@@ -121,6 +121,11 @@ def export(
         tolerance = 0.1 if quantize else 1e-4
     model = read_model(model)
     check_classifier(model)
+    if image_bytes and image_shape(model)[2] not in (1, 3):
+        raise ValueError(
+            "`image_bytes` is for images of 1 channel or 3, as files have them. "
+            f"Received: image_bytes=True, a model of images {image_shape(model)}"
+        )
     class_names = names_of(model, class_names)
     calibration_images = _calibration(model, quantize, calibration_images)
     if fold_model is not False:

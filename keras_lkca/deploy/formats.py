@@ -9,6 +9,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_lkca.deploy.encoded import read_file
 from keras_lkca.extras import require
 from keras_lkca.internals import layers_by_path, one_scale_per_matrix
 from keras_lkca.models.classifiers import gives_probabilities, image_shape
@@ -45,7 +46,6 @@ def write_tf_saved_model(model, path, image_bytes, class_names):
         class_names: Names of the classes, or `None`.
     """
     tf = require("tensorflow", "export")
-    height, width, channels = image_shape(model)
 
     def answers(images):
         found = probabilities(model, images)
@@ -55,7 +55,7 @@ def write_tf_saved_model(model, path, image_bytes, class_names):
             outputs["labels"] = tf.gather(tf.constant(class_names), best)
         return outputs
 
-    shape = (None, height, width, channels)
+    shape = (None, *image_shape(model))
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
     def serve(images):
@@ -65,24 +65,16 @@ def write_tf_saved_model(model, path, image_bytes, class_names):
     def serve_uint8(images):
         return answers(tf.cast(images, tf.float32))
 
-    def decode(data):
-        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
-        image.set_shape((None, None, channels))
-        image = tf.cast(image, tf.float32)
-        # About the centre, to the aspect ratio of the model's images.
-        size = tf.cast(tf.shape(image)[:2], tf.float32)
-        scale = tf.reduce_min(size / [float(height), float(width)])
-        crop = tf.cast(tf.round(scale * [float(height), float(width)]), tf.int32)
-        top, left = tf.unstack((tf.shape(image)[:2] - crop) // 2)
-        image = tf.image.crop_to_bounding_box(image, top, left, crop[0], crop[1])
-        image = tf.image.resize(image, (height, width), "bicubic", antialias=True)
-        return tf.clip_by_value(image, 0, 255)
-
     @tf.function(
         input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")]
     )
     def serve_bytes(image_bytes):
-        return answers(tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32))
+        images = tf.map_fn(
+            lambda data: read_file(tf, data, image_shape(model)),
+            image_bytes,
+            fn_output_signature=tf.TensorSpec(image_shape(model), tf.float32),
+        )
+        return answers(images)
 
     signatures = {"serving_default": serve, "uint8": serve_uint8}
     if image_bytes:
