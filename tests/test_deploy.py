@@ -14,6 +14,7 @@ from PIL import Image
 import keras_lkca
 from keras_lkca import LKCAViT, ViT, deploy
 from keras_lkca.deploy import read_model
+from keras_lkca.models.classifiers import image_shape
 
 # Names and probabilities
 
@@ -99,6 +100,8 @@ def test_names_of_a_model_within_another(classifier, images, tmp_path):
     assert best[0][0] == expected[0][0][0]
     large = images.repeat(2, 1).repeat(2, 2)
     assert keras_lkca.predict(model, large, top=1)[0][0][0] in NAMES
+    with pytest.raises(ValueError, match=r"shape \('n', 'any', 'any', 3\), or paths"):
+        keras_lkca.predict(model, images[..., 0])
     # A Dense after it has classes of its own.
     other = keras.Model(classifier.inputs, keras.layers.Dense(4)(classifier.outputs[0]))
     assert keras_lkca.predict(other, images[0], top=1)[0][0][0] in "0123"
@@ -167,17 +170,53 @@ def test_a_model_that_is_not_folded_is_exported(format, rng, tmp_path):
     assert path.stat().st_size < 0.95 * size
 
 
+def test_images_of_any_size_that_a_model_resizes(images, tmp_path):
+    """Wherever it does, its files and arrays are taken."""
+    layers, base = keras.layers, trained(num_classes=4)
+    larger, resizing = images.repeat(2, 1), layers.Resizing(16, 24)
+    Image.fromarray(larger[0]).save(tmp_path / "image.png")
+
+    def ends(*before, size=(None, None)):
+        return keras.Sequential([keras.Input((*size, 3)), *before, base])
+
+    inputs = keras.Input((None, None, 3))
+    for model, shape in (
+        (ends(layers.Rescaling(1.0), resizing), (16, 24, 3)),
+        (ends(keras.Sequential([layers.RandomFlip(), resizing])), (16, 24, 3)),
+        (ends(layers.Resizing(48, 48), layers.AveragePooling2D((3, 2))), (48, 48, 3)),
+        (ends(layers.Resizing(16, 24), size=(None, 24)), (16, 24, 3)),
+        (keras.Sequential([inputs, ends(resizing), layers.Softmax()]), (16, 24, 3)),
+        (
+            keras.Model(inputs, base(keras.ops.image.resize(inputs, (16, 24)))),
+            (16, 24, 3),
+        ),
+    ):
+        assert image_shape(model) == shape
+        for given, count in ((larger, 3), (tmp_path / "image.png", 1)):
+            assert len(keras_lkca.predict(model, given, top=1)) == count
+    pooled = layers.Dense(4)(layers.GlobalAveragePooling2D()(inputs))
+    with pytest.raises(ValueError, match="to classes, both of one size"):
+        keras_lkca.predict(keras.Model(inputs, pooled), images)
+
+
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_a_model_around_a_mixed_one_is_exported_in_float32(format, images, tmp_path):
-    """Of images of any size, with its GELUs, and the model in hand left as it is."""
+def test_a_model_around_a_mixed_one_is_exported_in_float32(
+    format, images, tmp_path, capsys
+):
+    """Of images of any size, with its GELUs, and the model in hand left as it is.
+
+    Where the converter fixes the size, which torch's does to a crop, it is said.
+    """
     needs(format)
+    crops = format == "torch"
 
     def around(dtype):
         base = trained(num_classes=4, class_names=NAMES, dtype=dtype)
         inputs = keras.Input((None, None, 3))
-        x = keras.layers.RandomFlip(dtype=dtype)(keras.layers.Resizing(16, 24)(inputs))
+        resized = keras.layers.Resizing(16, 24, crop_to_aspect_ratio=crops)(inputs)
+        x = keras.layers.RandomFlip(dtype=dtype)(resized)
         outputs = keras.layers.Softmax(dtype="float32")(base(x))
         return keras.Model(inputs, outputs), base
 
@@ -185,10 +224,14 @@ def test_a_model_around_a_mixed_one_is_exported_in_float32(format, images, tmp_p
     whole.set_weights(model.get_weights())
     row = deploy.FORMATS[format]
     path = deploy.export(model, tmp_path / f"model{row.ending}", format=format)
+    only = "images of any size cannot be exported, only (16, 24, 3)"
+    assert (only in capsys.readouterr().out) == crops
     images = images.astype("float32")
-    outputs = row.read(path)(images)
-    assert outputs.dtype == "float32"
-    np.testing.assert_allclose(outputs, whole.predict(images, verbose=0), atol=1e-5)
+    sizes = [images] if crops else [images, images[:2].repeat(2, 1)]
+    for some in sizes:
+        outputs = row.read(path)(some)
+        assert outputs.dtype == "float32"
+        np.testing.assert_allclose(outputs, whole.predict(some, verbose=0), atol=1e-5)
     assert base.compute_dtype == "bfloat16"
     activation = base.get_layer("block_0_mlp_expand").activation
     assert activation is keras.activations.gelu
@@ -369,7 +412,9 @@ def test_names_that_are_given_are_served(images, tmp_path):
     needs("tf_saved_model")
     import tensorflow as tf
 
-    model = keras.Sequential([keras.Input((16, 24, 3)), trained(num_classes=2)])
+    inputs, resizing = keras.Input((None, None, 3)), keras.layers.Resizing(16, 24)
+    model = keras.Sequential([inputs, resizing, trained(num_classes=2)])
+    images = images.repeat(2, 1)
     path = deploy.export(model, tmp_path / "pets", class_names=["no", "yes"])
     loaded = tf.saved_model.load(str(path))
     found = loaded.signatures["uint8"](images=tf.constant(images))["labels"].numpy()

@@ -36,12 +36,13 @@ def probabilities(model, images):
     return keras.ops.softmax(outputs)
 
 
-def write_tf_saved_model(model, path, image_bytes, class_names):
+def write_tf_saved_model(model, path, shape, image_bytes, class_names):
     """Write a SavedModel with the signatures of TensorFlow Serving.
 
     Args:
         model: A classifier; the backend is TensorFlow.
         path: Folder to write.
+        shape: The images' (height, width, channels), `None` where of any size.
         image_bytes: Whether to add a signature on encoded images.
         class_names: Names of the classes, or `None`.
     """
@@ -55,7 +56,7 @@ def write_tf_saved_model(model, path, image_bytes, class_names):
             outputs["labels"] = tf.gather(tf.constant(class_names), best)
         return outputs
 
-    shape = (None, *image_shape(model))
+    shape = (None, *shape)
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
     def serve(images):
@@ -96,10 +97,9 @@ def read_tf_saved_model(path):
     return read
 
 
-def _function(model, batch):
+def _function(model, *shape):
     """Return the model as one TensorFlow function of images."""
     tf = require("tensorflow", "export")
-    shape = (batch, *image_shape(model))
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
     def function(images):
@@ -108,10 +108,10 @@ def _function(model, batch):
     return function
 
 
-def write_onnx(model, path):
+def write_onnx(model, path, shape):
     """Write an ONNX file, of any batch size; the backend is TensorFlow."""
     tf2onnx = require("tf2onnx", "export")
-    function = _function(model, None)
+    function = _function(model, None, *shape)
     tf2onnx.convert.from_function(
         function,
         input_signature=function.input_signature,
@@ -130,17 +130,18 @@ def read_onnx(path):
 QUANTIZE = ("weights", "int8")
 
 
-def write_litert(model, path, quantize, calibration_images):
+def write_litert(model, path, shape, quantize, calibration_images):
     """Write a LiteRT file for one image at a time; the backend is TensorFlow.
 
     Args:
         model: A classifier.
         path: File to write.
+        shape: The images' (height, width, channels).
         quantize: `None`, or one of `QUANTIZE`.
         calibration_images: float32 images from which `"int8"` takes the ranges.
     """
     tf = require("tensorflow", "export")
-    function = _function(model, 1)
+    function = _function(model, 1, *shape)
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.function = function
@@ -178,13 +179,12 @@ def read_litert(path):
     return read
 
 
-def write_openvino(model, path):
+def write_openvino(model, path, shape):
     """Write OpenVINO's two files, of any batch size; the backend is TensorFlow."""
     runtime = require("openvino", "export")
-    shape = (-1, *image_shape(model))
-    converted = runtime.convert_model(
-        _function(model, None).get_concrete_function(), input=[("images", shape)]
-    )
+    function = _function(model, None, *shape).get_concrete_function()
+    sizes = [-1, *(size or -1 for size in shape)]
+    converted = runtime.convert_model(function, input=[("images", sizes)])
     # Not compressed to half precision.
     runtime.save_model(converted, str(path), compress_to_fp16=False)
 
@@ -198,7 +198,7 @@ def read_openvino(path):
     return lambda images: compiled([images])[0]
 
 
-def write_torch(model, path):
+def write_torch(model, path, shape):
     """Write a program for `torch.export.load`; the backend is torch."""
     library = require("torch", "torch")
 
@@ -210,11 +210,17 @@ def write_torch(model, path):
         def forward(self, images):
             return probabilities(self.model, images)
 
-    batch = library.export.Dim("batch", min=1)
-    example = library.zeros((2, *image_shape(model)))
+    # Of the example no two sizes are the same, which would be taken for one.
+    pairs = zip(shape, image_shape(model), strict=True)
+    sizes = [2, *(size or own + 8 + axis for axis, (size, own) in enumerate(pairs))]
+    free = {
+        axis: library.export.Dim(("batch", "height", "width")[axis], min=1)
+        for axis, size in enumerate((None, *shape))
+        if size is None
+    }
     with library.no_grad():
         program = library.export.export(
-            Serve().eval(), (example,), dynamic_shapes={"images": {0: batch}}
+            Serve().eval(), (library.zeros(sizes),), dynamic_shapes={"images": free}
         )
     library.export.save(program, str(path))
 
@@ -239,11 +245,13 @@ class Format:
         backend: The backend that exports it.
         packages: What the export and its check import.
         extra: The extra of keras-lkca that brings them.
-        write: A function of a model, a path and the `options`, by name.
+        write: A function of a model, a path, the images' shape, `None` where they are
+            of any size, and the `options`, by name.
         read: A function of a path that returns one of float32 images, to probabilities.
         ending: That of its file; none for a folder that holds one for each version.
         options: Those of `keras_lkca.deploy.export`'s arguments that it takes.
         beside: Ending of a second file, or `None`.
+        any_size: Whether images may be of any size, where the model takes such.
     """
 
     backend: str
@@ -254,6 +262,7 @@ class Format:
     ending: str = ""
     options: tuple[str, ...] = ()
     beside: str | None = None
+    any_size: bool = True
 
 
 FORMATS = {
@@ -281,6 +290,7 @@ FORMATS = {
         read_litert,
         ".tflite",
         options=("quantize", "calibration_images"),
+        any_size=False,
     ),
     "openvino": Format(
         "tensorflow",

@@ -155,7 +155,6 @@ def grey(images):
 
 
 def _as_images(images, model):
-    shape = classifiers.image_shape(model)
     if isinstance(images, (str, pathlib.Path)):
         images = [images]
     if isinstance(images, (list, tuple)) and all(
@@ -166,7 +165,7 @@ def _as_images(images, model):
             raise FileNotFoundError(
                 f"There is no {missing[0]}." if missing else "There are no images."
             )
-        images = read_images(images, shape)
+        images = read_images(images, classifiers.image_shape(model))
     images = np.asarray(images)
     images = images[None] if images.ndim == 3 else images
     # Arrays may be of any size that the model itself resizes.
@@ -175,8 +174,9 @@ def _as_images(images, model):
         for size, received in zip(model.input_shape, images.shape, strict=True)
     )
     if not right or images.dtype.kind not in "uif" or not len(images):
+        sizes = ("n", *(size or "any" for size in model.input_shape[1:]))
         raise ValueError(
-            f"`images` must be numbers of shape {('n', *shape)}, or paths. "
+            f"`images` must be numbers of shape {sizes}, or paths. "
             f"Received: {images.dtype} {images.shape}"
         )
     return images

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_lkca.internals import producer
+from keras_lkca.internals import calls, producer
 
 
 def check_classifier(model):
@@ -63,15 +63,34 @@ def task_of(model):
 def image_shape(model):
     """Return the (height, width, channels) of a model's images, or `None`.
 
-    Where its input is of any size and a Resizing comes first, they are of that size.
+    Where its input is of any size and the model resizes it, they are of that size.
     """
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 4 or isinstance(shape[0], tuple):
         return None
-    first = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
-    if None in shape[1:3] and first and isinstance(first[0], keras.layers.Resizing):
-        shape = (None, first[0].height, first[0].width, shape[3])
+    if None in shape[1:3]:
+        pairs = zip(shape[1:3], _resized(model) or shape[1:3], strict=True)
+        shape = (None, *(size or given for size, given in pairs), shape[3])
     return None if None in shape[1:] else shape[1:]
+
+
+def _resized(model):
+    """Return the first size that a model gives to feature maps of any size."""
+    for call in reversed(calls(model)):
+        before, after = call.input_tensors[0].shape, call.outputs[0].shape
+        if len(before) != 4 or None not in before[1:3]:
+            continue
+        if isinstance(call.operation, keras.Model) and _is_graph(call.operation):
+            size = _resized(call.operation)
+        else:
+            size = after[1:3] if len(after) == 4 and None not in after[1:3] else None
+        if size:
+            return size
+    return None
+
+
+def _is_graph(model):
+    return bool(getattr(model, "outputs", None))
 
 
 def class_names(model):
@@ -85,7 +104,7 @@ def class_names(model):
     while not names and not others:
         call, index = producer(tensor)
         last = call.operation
-        if isinstance(last, keras.Model) and getattr(last, "outputs", None):
+        if isinstance(last, keras.Model) and _is_graph(last):
             names, tensor = getattr(last, "class_names", None), last.outputs[index]
             continue
         same = [x.shape == tensor.shape for x in call.input_tensors]
@@ -119,7 +138,7 @@ def _ending(tensor):
     """Return what made a classifier's outputs: "softmax", "sigmoid" or "linear"."""
     call, index = producer(tensor)
     last = call.operation
-    if isinstance(last, keras.Model) and getattr(last, "outputs", None):
+    if isinstance(last, keras.Model) and _is_graph(last):
         return _ending(last.outputs[index])
     name = getattr(getattr(last, "activation", None), "__name__", None)
     kind = type(last).__name__
