@@ -39,6 +39,7 @@ exit codes:
 # What a NAME may be; a test holds it against `keras_lkca.data.DATASETS`.
 NAMES = "cifar10, cifar100, svhn_cropped, tiny_imagenet, digits"
 MODEL = "a .keras file, written under any backend"
+CLASS_NAMES = "names of the classes, in their order (default: those of the model)"
 DATA_DIR = (
     "where the dataset NAME lies or is downloaded to (default: the environment "
     "variable TFDS_DATA_DIR, or else ~/tensorflow_datasets)"
@@ -371,6 +372,7 @@ example:
     add("model", metavar="MODEL", help=MODEL)
     add("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF files")
     add("--top", type=int, metavar="N", help="classes per image (default: 5)")
+    add("--class-names", nargs="+", metavar="NAME", help=CLASS_NAMES)
     add(
         "--csv",
         dest="csv_file",
@@ -410,6 +412,7 @@ examples:
     add("--tolerance", type=float, metavar="P", help="default: 1e-4, quantized 0.1")
     add("--overwrite", action="store_true", help="replace what is there")
     add = parser.add_argument_group("for tf_saved_model").add_argument
+    add("--class-names", nargs="+", metavar="NAME", help=CLASS_NAMES)
     add(
         "--version",
         type=int,

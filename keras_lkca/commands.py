@@ -192,11 +192,11 @@ def _class_names(model):
     return list(class_names(model) or map(str, range(model.output_shape[-1])))
 
 
-def predict(model, images, top=5, csv_file=None):
+def predict(model, images, top=5, csv_file=None, class_names=None):
     """Print the likeliest classes of image files, and write them into a table."""
     if csv_file:
         _check_output("--csv", csv_file)
-    results = deploy.predict(model, images, top)
+    results = deploy.predict(model, images, top, class_names=class_names)
     for path, classes in zip(images, results, strict=True):
         print(_shown(path))
         for name, probability in classes:

@@ -496,6 +496,8 @@ def test_predict_files(call, digits_model, digit_folder, tmp_path):
         assert [row["class_1"], row["class_2"]] == [name for name, _ in result]
         assert float(row["probability_2"]) == pytest.approx(result[1][1], abs=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    named = call("predict", digits_model, paths[0], "--class-names", *"abcdefghij")
+    assert named.splitlines()[1].split()[1] in "abcdefghij"
     call("predict", digits_model, *paths, "--top", 99, "--csv", file)
     assert len(file.read_text().splitlines()[0].split(",")) == 1 + 2 * 10
 
@@ -538,12 +540,12 @@ def test_every_argument_of_export_has_an_option(
         received.update(given, model=model, output=output)
         return output
 
-    known = set(inspect.signature(deploy.export).parameters) - {"class_names"}
+    known = set(inspect.signature(deploy.export).parameters)
     monkeypatch.setattr(deploy, "export", export)
     call(
         *("export", digits_model, "out", "--format", "litert", "--no-fold"),
         *("--version", 3, "--image-bytes", "--quantize", "int8", "--tolerance", 0.5),
-        *("--calibration", digit_folder, "--overwrite"),
+        *("--calibration", digit_folder, "--overwrite", "--class-names", "no", "yes"),
     )
     assert received.keys() == known
     images = received.pop("calibration_images")
@@ -552,7 +554,7 @@ def test_every_argument_of_export_has_an_option(
     assert received == {
         **{"output": "out", "format": "litert", "fold_model": False, "version": 3},
         **{"image_bytes": True, "quantize": "int8", "tolerance": 0.5},
-        "overwrite": True,
+        **{"overwrite": True, "class_names": ["no", "yes"]},
     }
     received.clear()
     call("export", digits_model, "out")

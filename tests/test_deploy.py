@@ -14,7 +14,7 @@ from PIL import Image
 import keras_lkca
 from keras_lkca import LKCAViT, ViT, deploy
 from keras_lkca.deploy import read_model
-from keras_lkca.models.classifiers import image_shape
+from keras_lkca.models import classifiers
 
 # Names and probabilities
 
@@ -110,6 +110,90 @@ def test_names_of_a_model_within_another(classifier, images, tmp_path):
             keras_lkca.predict(model, images, class_names=names)
 
 
+def test_where_names_come_from():
+    """From a model within, where each class stays in its column."""
+    layers, ops, inputs = keras.layers, keras.ops, keras.Input((16, 24, 3))
+    base, same = (trained(num_classes=4, class_names=NAMES, depth=1) for _ in "12")
+    other = trained(num_classes=4, class_names=list("wxyz"), depth=1)
+    unnamed = trained(num_classes=4, depth=1)
+    within = keras.Sequential([inputs, layers.RandomFlip(), base])
+    tiles = layers.Reshape((1, 16, 24, 3))(inputs)
+    tiles = layers.GlobalAveragePooling1D()(layers.TimeDistributed(base)(tiles))
+    for outputs, names in (
+        (layers.Softmax()(within(inputs)), NAMES),
+        (layers.Softmax()(deploy.fold(base)(inputs)), NAMES),
+        (ops.softmax(ops.cast(base(inputs), "float32") / 2), NAMES),
+        (layers.Activation("softmax")(layers.Rescaling(0.5)(base(inputs))), NAMES),
+        (layers.Average()([base(inputs), same(inputs), unnamed(inputs)]), NAMES),
+        (layers.Average()([base(inputs), base(layers.RandomFlip()(inputs))]), NAMES),
+        (tiles, NAMES),
+        (layers.Average()([base(inputs), other(inputs)]), None),
+        (layers.Dense(4)(base(inputs)), None),
+        (layers.Dense(3)(base(inputs)), None),
+    ):
+        assert classifiers.class_names(keras.Model(inputs, outputs)) == names
+    two = keras.Model(inputs, [base(inputs), other(inputs)])
+    assert classifiers.class_names(two) is None
+    around = keras_lkca.models.ImageModel(
+        inputs, base(inputs), class_names=list("wxyz")
+    )
+    assert classifiers.class_names(around) == tuple("wxyz")
+    assert classifiers.class_names(deploy.fold(around)) == tuple("wxyz")
+
+
+def logits_and_sigmoids(columns, names=None):
+    """A model that ends with logits, and one with a sigmoid behind it."""
+    model = trained(num_classes=columns, class_names=names, depth=1)
+    inputs = keras.Input((16, 24, 3))
+    return model, keras.Model(inputs, keras.layers.Activation("sigmoid")(model(inputs)))
+
+
+def test_predict_yes_or_no_and_any_number_of_labels(images):
+    """One column is two classes; a sigmoid on each of several stays as it is."""
+    logits, sigmoid = logits_and_sigmoids(1, ["no", "yes"])
+    expected = sigmoid.predict(images, verbose=0)[:, 0]
+    for model in (logits, sigmoid):
+        for pairs, p in zip(keras_lkca.predict(model, images), expected, strict=True):
+            assert [pair[0] for pair in pairs] == ["no", "yes"][:: -1 if p > 0.5 else 1]
+            assert dict(pairs) == pytest.approx({"yes": p, "no": 1 - p}, abs=1e-5)
+    (best,) = keras_lkca.predict(sigmoid, images[0], top=1, class_names=["0", "1"])[0]
+    assert best[0] == str(int(expected[0] > 0.5)) and best[1] >= 0.5
+    far = keras.layers.Dense(1, bias_initializer=keras.initializers.Constant(-1e6))
+    far = keras.Model(sigmoid.input, far(sigmoid.output))
+    assert keras_lkca.predict(far, images[0])[0] == [("0", 1), ("1", 0)]
+    _, sigmoids = logits_and_sigmoids(4, NAMES)
+    expected = sigmoids.predict(images, verbose=0)
+    for pairs, row in zip(keras_lkca.predict(sigmoids, images), expected, strict=True):
+        assert dict(pairs) == pytest.approx(dict(zip(NAMES, row, strict=True)))
+        assert [p for _, p in pairs] == sorted(row.tolist(), reverse=True)
+    for names in (["yes"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="`class_names` must be .*two for one col"):
+            keras_lkca.predict(logits, images, class_names=names)
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+def test_yes_or_no_and_any_number_of_labels_are_exported(images, tmp_path):
+    """As they are predicted."""
+    needs("tf_saved_model")
+    import tensorflow as tf
+
+    for number, model in enumerate(
+        (logits_and_sigmoids(1, ["no", "yes"])[0], logits_and_sigmoids(4, NAMES)[1])
+    ):
+        path = deploy.export(model, tmp_path / str(number))
+        loaded = tf.saved_model.load(str(path))
+        found = loaded.signatures["uint8"](images=tf.constant(images))
+        names = classifiers.class_names(model)
+        results = keras_lkca.predict(model, images)
+        for index, pairs in enumerate(results):
+            row = found["probabilities"][index].numpy()
+            assert dict(zip(names, row, strict=True)) == pytest.approx(
+                dict(pairs), abs=1e-5
+            )
+            assert found["labels"][index].numpy().decode() == pairs[0][0]
+
+
 def test_a_file_with_unknown_classes_says_what_to_do(tmp_path):
     class Mine(keras.layers.Layer):
         def call(self, x):
@@ -191,7 +275,7 @@ def test_images_of_any_size_that_a_model_resizes(images, tmp_path):
             (16, 24, 3),
         ),
     ):
-        assert image_shape(model) == shape
+        assert classifiers.image_shape(model) == shape
         for given, count in ((larger, 3), (tmp_path / "image.png", 1)):
             assert len(keras_lkca.predict(model, given, top=1)) == count
     pooled = layers.Dense(4)(layers.GlobalAveragePooling2D()(inputs))

@@ -43,8 +43,9 @@ def export(
     loaded back by the runtime that serves the format, and compared with the Keras
     model on seeded images, or on the first that calibrate. Images go in as float32 in
     [0, 255]; the normalisation is within. Out come `probabilities`
-    `(batch, classes)` and, in a SavedModel, `classes`, the likeliest ones, and
-    `labels`, their names where they are known.
+    `(batch, classes)` as `predict` gives them, so two of a model with one column, and,
+    in a SavedModel, `classes`, the likeliest ones, and `labels`, their names where they
+    are known.
 
     Args:
         model: A classifier, or the path of its `.keras` file.

@@ -12,7 +12,7 @@ import numpy as np
 from keras_lkca.deploy.encoded import read_file
 from keras_lkca.extras import require
 from keras_lkca.internals import layers_by_path, one_scale_per_matrix
-from keras_lkca.models.classifiers import gives_probabilities, image_shape
+from keras_lkca.models.classifiers import gives_probabilities, image_shape, task_of
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -29,11 +29,14 @@ def use_erf(model):
 
 
 def probabilities(model, images):
-    """Return a classifier's probabilities, in float32."""
+    """Return a classifier's probabilities, in float32; two of one column."""
     outputs = keras.ops.cast(model(images, training=False), "float32")
-    if gives_probabilities(model):
-        return outputs
-    return keras.ops.softmax(outputs)
+    binary = task_of(model) == "binary"
+    if not gives_probabilities(model):
+        outputs = (keras.ops.sigmoid if binary else keras.ops.softmax)(outputs)
+    if binary:
+        outputs = keras.ops.concatenate([1 - outputs, outputs], -1)
+    return outputs
 
 
 def write_tf_saved_model(model, path, shape, image_bytes, class_names):

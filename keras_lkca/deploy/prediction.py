@@ -9,7 +9,11 @@ import numpy as np
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import decode
 from keras_lkca.models import classifiers
-from keras_lkca.models.classifiers import check_classifier, gives_probabilities
+from keras_lkca.models.classifiers import (
+    check_classifier,
+    gives_probabilities,
+    task_of,
+)
 from keras_lkca.models.image_model import check_class_names
 
 
@@ -17,6 +21,10 @@ def predict(
     model, images, top: int = 5, batch_size: int = 128, class_names=None
 ) -> list:
     """Classify images, the likeliest classes first.
+
+    A model with one output column decides between two classes, which get `1 - p` and
+    `p`. One with a sigmoid on each of several columns gives each class a probability
+    of its own.
 
     Args:
         model: A classifier, or the path of its `.keras` file.
@@ -27,9 +35,9 @@ def predict(
         top: Positive integer, how many classes to return, or fewer where there are
             fewer.
         batch_size: Positive integer, images per step.
-        class_names: Sequence of strings, one per class. Defaults to those that the
-            model carries, or a model within it whose outputs are its own; or else to
-            the classes' numbers.
+        class_names: Sequence of strings, one per class, so two for one column.
+            Defaults to those that the model carries, or a model within it whose
+            classes are its own; or else to the classes' numbers.
 
     Returns:
         A list per image of pairs (name, probability).
@@ -51,15 +59,18 @@ def predict(
     check_positive_int("top", top)
     model = read_model(model)
     check_classifier(model)
-    names = names_of(model, class_names) or tuple(
-        map(str, range(model.output_shape[1]))
-    )
+    names = names_of(model, class_names)
     images = _as_images(images, model)
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
-    if not gives_probabilities(model):
+    if task_of(model) == "binary":
+        if not gives_probabilities(model):
+            outputs = (1 + np.tanh(outputs / 2)) / 2  # the sigmoid, without overflow
+        outputs = np.concatenate([1 - outputs, outputs], 1)
+    elif not gives_probabilities(model):
         outputs = np.exp(outputs - outputs.max(1, keepdims=True))
         outputs /= outputs.sum(1, keepdims=True)
+    names = names or tuple(map(str, range(outputs.shape[1])))
     best = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
     return [
         [(names[i], float(row[i])) for i in order]

@@ -96,25 +96,37 @@ def _is_graph(model):
 def class_names(model):
     """Return the names of a classifier's classes, or `None` where they are not known.
 
-    They are its own, or those of a model within it whose outputs come to the end as
-    they are or through a softmax or a sigmoid. Of one column there are two, of 0 and
-    of 1.
+    They are its own, or those of a model within it whose columns come to the end as
+    the same classes: through a softmax or a sigmoid, a scale, an average with others
+    of the same names. Of one column there are two, of 0 and of 1.
     """
-    names, (tensor, *others) = getattr(model, "class_names", None), model.outputs
-    while not names and not others:
-        call, index = producer(tensor)
-        last = call.operation
-        if isinstance(last, keras.Model) and _is_graph(last):
-            names, tensor = getattr(last, "class_names", None), last.outputs[index]
-            continue
-        same = [x.shape == tensor.shape for x in call.input_tensors]
-        if same != [True] or not (
-            isinstance(last, (keras.layers.Activation, *_NEUTRAL))
-            or type(last).__name__ in ("Softmax", "Sigmoid")
-        ):
-            return None
-        (tensor,) = call.input_tensors
+    names = getattr(model, "class_names", None) or (
+        _names_of(model.outputs[0]) if len(model.outputs) == 1 else None
+    )
     return tuple(names) if names else None
+
+
+def _names_of(tensor):
+    """Return the names of the classes that a tensor's last axis is of, or `None`."""
+    call, last, index = _last(tensor)
+    if isinstance(last, keras.Model) and _is_graph(last):
+        names = getattr(last, "class_names", None)
+        return tuple(names) if names else _names_of(last.outputs[index])
+    if not isinstance(last, _KEEPS_COLUMNS) and type(last).__name__ not in _OPERATIONS:
+        return None
+    if any(x.shape[-1] != tensor.shape[-1] for x in call.input_tensors):
+        return None
+    names = {_names_of(x) for x in call.input_tensors} - {None}
+    return names.pop() if len(names) == 1 else None  # others contradict each other
+
+
+def _last(tensor):
+    """Return the call that a tensor comes from, what it calls, and which output."""
+    call, index = producer(tensor)
+    last = call.operation
+    # What it does to each step it would do to one.
+    many = isinstance(last, keras.layers.TimeDistributed)
+    return call, last.layer if many else last, index
 
 
 def gives_probabilities(model):
@@ -132,12 +144,20 @@ _NEUTRAL = (
     *(keras.layers.Reshape, keras.layers.GlobalAveragePooling1D),
     *(keras.layers.GlobalAveragePooling2D, keras.layers.Average),
 )
+# What leaves each class in its column: layers, and Keras's operations by name.
+_KEEPS_COLUMNS = (
+    *(*_NEUTRAL, keras.layers.Activation, keras.layers.Softmax, keras.layers.Add),
+    *(keras.layers.Rescaling, keras.layers.Multiply, keras.layers.Maximum),
+)
+_OPERATIONS = (
+    *("Softmax", "Sigmoid", "Cast", "Add", "Multiply", "TrueDivide", "Divide"),
+    *("Mean", "Average", "Maximum"),
+)
 
 
 def _ending(tensor):
     """Return what made a classifier's outputs: "softmax", "sigmoid" or "linear"."""
-    call, index = producer(tensor)
-    last = call.operation
+    call, last, index = _last(tensor)
     if isinstance(last, keras.Model) and _is_graph(last):
         return _ending(last.outputs[index])
     name = getattr(getattr(last, "activation", None), "__name__", None)
@@ -145,7 +165,7 @@ def _ending(tensor):
     if isinstance(last, keras.layers.Softmax) or kind in ("Softmax", "Sigmoid"):
         name = "sigmoid" if kind == "Sigmoid" else "softmax"
     passes_on = isinstance(last, keras.layers.Activation) and name == "linear"
-    if passes_on or isinstance(last, _NEUTRAL):
+    if passes_on or isinstance(last, _NEUTRAL) or kind == "Cast":
         kinds = {_ending(one) for one in call.input_tensors}
         if len(kinds) == 1:
             return kinds.pop()
