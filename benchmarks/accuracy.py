@@ -1,23 +1,32 @@
-"""Does LKCA beat attention on little data? Train both, equally often, and count.
+"""Train what the results in docs/results/ are of, and the models in the package.
 
-    KERAS_BACKEND=tensorflow python benchmarks/accuracy.py run --data-dir ~/data
+    KERAS_BACKEND=torch python benchmarks/accuracy.py run --data-dir ~/data
+    python benchmarks/accuracy.py left
     python benchmarks/accuracy.py report
+    python benchmarks/accuracy.py pack cifar10-lkca_net_08m-10-seed0 NAME
 
 `run` goes through the list of runs below, a folder below runs/accuracy for each. It
 passes over those that are complete and resumes those that were interrupted, so it can
 be stopped and started at any time. Two at once share it: --part 0/2 and --part 1/2.
-`report` puts the figures of the runs that are complete into docs/results/.
+`left` says what is not complete, and how many hours it takes. `report` puts the
+figures of the runs that are complete into docs/results/. `pack` writes a run's best
+model into the package as the preset NAME, whose row it prints.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import os
 import pathlib
 import re
 
 import numpy as np
 
+from keras_lkca import data
 from keras_lkca.files import atomic
+from keras_lkca.models.presets import weights_file, write_weights
+from keras_lkca.ops.calibration import processor
 from keras_lkca.training import Recipe, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,6 +38,11 @@ STEPS, EPOCHS, BATCH = 2000, 10, 64
 RECIPE = Recipe.quick(
     epochs=EPOCHS, batch_size=BATCH, drop_path_rate=0.1, learning_rate=1e-3
 )
+# What did best by validation in short trainings, see docs/results/.
+PASSES_RATES = {
+    **{"lkca_net_08m": 2e-3, "lkca_vit_tiny": 3e-3, "lkca_vit_05m": 3e-3},
+    **{"vit_tiny": 1e-3, "vit_05m": 1e-3},
+}
 # What a user may choose, at a tenth of the images: "one" is the preset itself.
 KERNELS = {
     "one kernel": {"num_kernels": 1},
@@ -95,51 +109,133 @@ def rates():
                 )
 
 
+def passes():
+    """Yield the runs on all images of a dataset, the most telling per hour first.
+
+    Each model has its own learning rate, chosen on validation images of CIFAR-100.
+    """
+    for datasets, presets, epochs, seeds in (
+        (("cifar10", "cifar100"), ("lkca_net_08m",), 10, (0,)),
+        (("cifar10",), ("lkca_vit_tiny", "vit_tiny"), 10, (0,)),
+        (("cifar100", "cifar10"), ("lkca_net_08m",), 100, (0,)),
+        (("cifar100",), ("lkca_net_08m", "lkca_vit_tiny", "vit_tiny"), 30, (0, 1)),
+        (("cifar10", "cifar100"), ("lkca_vit_05m", "vit_05m"), 50, (0, 1)),
+        (("tiny_imagenet",), ("lkca_net_08m", "lkca_vit_tiny", "vit_tiny"), 30, (0,)),
+    ):
+        for dataset in datasets:
+            for preset in presets:
+                for seed in seeds:
+                    yield (
+                        f"{dataset}-{preset}-{epochs}-seed{seed}",
+                        {
+                            "dataset": dataset,
+                            "preset": preset,
+                            "recipe": Recipe.quick(
+                                epochs=epochs, learning_rate=PASSES_RATES[preset]
+                            ),
+                            "seed": seed,
+                        },
+                    )
+
+
 def every_run():
-    """Yield question, name, recipe and what else `train` is to be told."""
+    """Yield question, name and what `train` is to be told."""
+    for name, options in passes():
+        yield "passes", name, options
     questions = {"scarcity": scarcity, "kernels": kernels, "rates": rates}
     for question, runs in questions.items():
         for name, options in runs():
             rate = options.pop("learning_rate", RECIPE.learning_rate)
-            recipe = dataclasses.replace(RECIPE, learning_rate=rate)
-            yield question, name, recipe, options
+            options["recipe"] = dataclasses.replace(RECIPE, learning_rate=rate)
+            options["steps_per_epoch"] = STEPS // EPOCHS
+            yield question, name, {"dataset": "cifar100", **options}
 
 
 def run(arguments):
     """Train what has not been trained."""
     part, parts = map(int, arguments.part.split("/"))
-    for index, (_, name, recipe, options) in enumerate(every_run()):
+    for index, (question, name, options) in enumerate(every_run()):
         folder = RUNS / name
         if index % parts != part or (folder / "metrics.json").exists():
             continue
+        if arguments.question not in (None, question):
+            continue
         print(f"== {name}", flush=True)
         train(
-            "cifar100",
-            recipe=recipe,
             output=folder,
             resume=(folder / "config.json").exists(),
             data_dir=arguments.data_dir,
-            steps_per_epoch=STEPS // EPOCHS,
             dtype=arguments.dtype,
             jit_compile=False,
+            # In few threads, those of tf.data cost more than they give.
+            pipeline="arrays",
             **options,
         )
+        where = {"processor": processor(), "cores": len(os.sched_getaffinity(0))}
+        (folder / "machine.json").write_text(json.dumps(where) + "\n")
+
+
+def left(arguments):
+    """Print what is not complete, and the hours it takes."""
+    runs = pathlib.Path(arguments.runs)
+    seconds, unknown = 0, []
+    for _, name, options in every_run():
+        folder = runs / name
+        if (folder / "metrics.json").exists():
+            continue
+        epochs, done = options["recipe"].epochs, []
+        if (folder / "history.csv").exists():
+            done = [epoch["seconds"] for epoch in history(runs, name)]
+        rest = epochs - len(done)
+        print(f"{name}: {rest} of {epochs} epochs")
+        if done:
+            seconds += rest * float(np.median(done))
+        else:
+            unknown.append(name)
+    print(f"{seconds / 3600:.1f} hours, and {len(unknown)} runs not begun")
+
+
+def pack(arguments):
+    """Write a run's best model into the package, and print its row."""
+    import keras
+
+    folder = pathlib.Path(arguments.runs) / arguments.run
+    config = json.loads((folder / "config.json").read_text())["arguments"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    model = keras.models.load_model(folder / "best.keras", compile=False)
+    path = weights_file(arguments.name)
+    path.parent.mkdir(exist_ok=True)
+    write_weights(path, model)
+    before = model.get_weights()
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        weight.assign(value.astype("float16").astype("float32"))
+    images, labels = data.load(config["dataset"], "test", arguments.data_dir)
+    accuracy = {}
+    for name, values in (("float16", model.get_weights()), ("float32", before)):
+        model.set_weights(values)
+        outputs = model.predict(images, batch_size=250, verbose=0)
+        accuracy[name] = float((outputs.argmax(1) == labels).mean())
+    print(f"test accuracy: {accuracy}, in the run: {metrics['best']['test_accuracy']}")
+    facts = data.DATASETS[config["dataset"]]
+    print(f"image_mean={facts.mean}, image_std={facts.std}")
+    print(f"sha256: {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def results(arguments):
     """Return what each complete run came to, one after the other."""
     rows = []
-    for question, name, recipe, options in every_run():
+    for question, name, options in every_run():
         path = pathlib.Path(arguments.runs) / name / "metrics.json"
         if not path.exists():
             continue
         metrics = json.loads(path.read_text())
         config = json.loads((path.parent / "config.json").read_text())
         saved = config["arguments"]
-        if (saved["recipe"], saved["steps_per_epoch"] * EPOCHS) != (
-            recipe.to_dict(),
-            STEPS,
-        ):
+        recipe = options.pop("recipe")
+        steps = options.pop("steps_per_epoch", None)
+        if (saved["recipe"], saved["steps_per_epoch"]) != (recipe.to_dict(), steps):
             raise SystemExit(f"{path.parent} was trained by another recipe")
         rows.append(
             {
@@ -148,15 +244,23 @@ def results(arguments):
                 **options,
                 "learning_rate": recipe.learning_rate,
                 **{k: metrics[k] for k in ("parameters", "images", "fit_seconds")},
-                "training_accuracy": history(arguments, name)[-1]["accuracy"],
+                "epochs": recipe.epochs,
+                "training_accuracy": history(arguments.runs, name)[-1]["accuracy"],
                 "last": metrics["last"],
                 "best": metrics["best"],
                 "dtype": config["dtype"],
                 "backend": config["backend"],
                 "versions": config["versions"],
+                **machine(path.parent),
             }
         )
     return rows
+
+
+def machine(folder):
+    """Return the processor of a run, where it is known."""
+    path = folder / "machine.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def spread(values):
@@ -167,27 +271,50 @@ def spread(values):
     return text
 
 
-def table(name, columns, groups):
-    """Write a table of the runs' groups, by what they have in common, into the page."""
+def table(page, name, columns, groups, epoch="last"):
+    """Write a table of the runs' groups, by what they have in common, into a page."""
     columns = [*columns, "seeds", "test accuracy, %", "top-5, %"]
     columns += ["training accuracy, %", "minutes"]
     lines = [columns, ["---"] * len(columns)]
     for key, runs in groups.items():
         line = [*map(str, key), str(len(runs))]
         for metric in ("test_accuracy", "test_top5_accuracy"):
-            line.append(spread([run["last"][metric] for run in runs]))
+            line.append(spread([run[epoch].get(metric, np.nan) for run in runs]))
         line.append(spread([run["training_accuracy"] for run in runs]))
         line.append(f"{np.median([run['fit_seconds'] for run in runs]) / 60:.0f}")
         lines.append(line)
     lines = [f"| {' | '.join(line)} |" for line in lines]
-    fill(PAGES / "small-data.md", name, lines)
+    fill(PAGES / page, name, lines)
 
 
 def report(arguments):
     """Write the tables into the pages, the figure and the figures beside them."""
-    rows = results(arguments)
-    if not rows:
+    every = results(arguments)
+    if not every:
         raise SystemExit(f"no run is complete in {arguments.runs}")
+    report_passes([row for row in every if row["question"] == "passes"])
+    rows = [row for row in every if row["question"] != "passes"]
+    if rows:
+        report_small_data(rows)
+
+
+def report_passes(rows):
+    """Write the table of the trainings on all images."""
+    groups = {}
+    for row in rows:
+        key = row["dataset"], str(row["epochs"]), row["preset"]
+        groups.setdefault((*key, f"{row['parameters']:,}"), []).append(row)
+    groups = dict(sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:])))
+    columns = ["dataset", "passes", "model", "parameters"]
+    table("accuracy.md", "passes", columns, groups, epoch="best")
+    command = "KERAS_BACKEND=torch python benchmarks/accuracy.py run --question passes"
+    with atomic(PAGES / "accuracy.json") as path:
+        text = json.dumps({"command": command, "runs": rows}, indent=1)
+        path.write_text(text + "\n")
+
+
+def report_small_data(rows):
+    """Write the tables and the figure of little data."""
     rows.sort(key=lambda row: (row["fraction"], row["model"], row["learning_rate"]))
     by_share, by_kernels = {}, {}
     names = {
@@ -205,9 +332,10 @@ def report(arguments):
             key = patch, rate, number, f"{row['parameters']:,}"
             by_kernels.setdefault(key, []).append(row)
     by_kernels = dict(sorted(by_kernels.items(), key=lambda item: -item[0][0]))
-    table("scarcity", ["training images", "model", "learning rate"], by_share)
+    page = "small-data.md"
+    table(page, "scarcity", ["training images", "model", "learning rate"], by_share)
     columns = ["patch", "learning rate", "kernels per layer", "parameters"]
-    table("kernels", columns, by_kernels)
+    table(page, "kernels", columns, by_kernels)
     with atomic(PAGES / "small-data.json") as path:
         command = "KERAS_BACKEND=tensorflow python benchmarks/accuracy.py run"
         values = {"command": command, "recipe": RECIPE.to_dict(), "runs": rows}
@@ -216,9 +344,9 @@ def report(arguments):
         draw(by_share).savefig(path, metadata={"Date": None})
 
 
-def history(arguments, name):
+def history(runs, name):
     """Read a run's epochs."""
-    path = pathlib.Path(arguments.runs) / name / "history.csv"
+    path = pathlib.Path(runs) / name / "history.csv"
     header, *lines = path.read_text().splitlines()
     names = header.split(",")
     return [
@@ -279,13 +407,22 @@ def main():
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run", help="train what has not been trained")
-    command.add_argument("--data-dir", help="folder that holds cifar100")
+    command.add_argument("--data-dir", help="folder that holds the datasets")
     command.add_argument("--dtype", default="mixed_bfloat16")
+    command.add_argument("--question", help="passes, scarcity, kernels or rates alone")
     command.add_argument("--part", default="0/1", help="this one's share of the runs")
-    command = commands.add_parser("report", help="write docs/results/")
-    command.add_argument("--runs", default=str(RUNS), help="folder of the runs")
+    for name, text in (
+        ("left", "say what is not complete"),
+        ("report", "write docs/results/"),
+        ("pack", "write a run's best model into the package"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--runs", default=str(RUNS), help="folder of the runs")
+    command.add_argument("run", help="name of the run")
+    command.add_argument("name", help="name of the preset")
+    command.add_argument("--data-dir", help="folder that holds the datasets")
     parsed = parser.parse_args()
-    {"run": run, "report": report}[parsed.command](parsed)
+    {"run": run, "left": left, "report": report, "pack": pack}[parsed.command](parsed)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ exit codes:
 
 # What a NAME may be; a test holds it against `keras_lkca.data.DATASETS`.
 NAMES = "cifar10, cifar100, svhn_cropped, tiny_imagenet, digits"
-MODEL = "a .keras file, written under any backend"
+MODEL = "a .keras file, written under any backend, or the name of a trained preset"
 CLASS_NAMES = "names of the classes, in their order (default: those of the model)"
 DATA_DIR = (
     "where the dataset NAME lies or is downloaded to (default: the environment "
@@ -360,7 +360,8 @@ def add_predict(commands):
     parser = commands.add_parser(
         "predict",
         help="classify image files",
-        usage="keras-lkca predict MODEL IMAGE [IMAGE ...] [options]",
+        usage="keras-lkca predict MODEL IMAGE [IMAGE ...] [options]\n"
+        "       keras-lkca predict --preset NAME IMAGE [IMAGE ...] [options]",
         description="""\
 Print the likeliest classes of image files. Images of any size are turned as their
 EXIF data says, cropped about their centre and resized to what the model takes.
@@ -370,7 +371,8 @@ example:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL)
-    add("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF files")
+    add("images", nargs="*", metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF files")
+    add("--preset", metavar="NAME", help="a trained preset, in place of MODEL")
     add("--top", type=int, metavar="N", help="classes per image (default: 5)")
     add("--class-names", nargs="+", metavar="NAME", help=CLASS_NAMES)
     add(

@@ -192,8 +192,12 @@ def _class_names(model):
     return list(class_names(model) or map(str, range(model.output_shape[-1])))
 
 
-def predict(model, images, top=5, csv_file=None, class_names=None):
+def predict(model, images, preset=None, top=5, csv_file=None, class_names=None):
     """Print the likeliest classes of image files, and write them into a table."""
+    if preset is not None:
+        model, images = preset, [model, *images]
+    if not images:
+        raise ValueError("There are no images: give their files behind the model's.")
     if csv_file:
         _check_output("--csv", csv_file)
     results = deploy.predict(model, images, top, class_names=class_names)

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import decode
-from keras_lkca.models import classifiers
+from keras_lkca.models import PRESETS, ImageModel, classifiers
 from keras_lkca.models.classifiers import (
     check_classifier,
     gives_probabilities,
@@ -27,7 +27,8 @@ def predict(
     of its own.
 
     Args:
-        model: A classifier, or the path of its `.keras` file.
+        model: A classifier, the path of its `.keras` file, or the name of a trained
+            preset, see `keras_lkca.list_presets`.
         images: uint8 or float images in [0, 255], `(n, height, width, channels)` or one
             `(height, width, channels)`; or the path of an image file, or a sequence of
             paths, which are cropped about their centre and resized to the model's
@@ -89,7 +90,7 @@ def read_model(model) -> keras.Model:
     """Return a model, from its `.keras` file if it is a path.
 
     Args:
-        model: A Keras model or a path.
+        model: A Keras model, a path, or the name of a trained preset.
 
     Returns:
         The model.
@@ -111,6 +112,8 @@ def read_model(model) -> keras.Model:
         raise ValueError(
             f"`model` must be a Keras model or the path of one. Received: {model!r}"
         )
+    if model in PRESETS and PRESETS[model].weights:
+        return ImageModel.from_preset(model)
     path = pathlib.Path(model).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}.")

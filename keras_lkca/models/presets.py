@@ -110,12 +110,14 @@ PRESETS = {
 }
 
 
-def list_presets(model: str | None = None) -> list[str]:
+def list_presets(model: str | None = None, trained: bool | None = None) -> list[str]:
     """List the presets' names, from small to large.
 
     Args:
         model: `"LKCANet"`, `"LKCAViT"` or `"ViT"` for the presets of one class; `None`
             for all.
+        trained: `True` for those that come with weights, `False` for the sizes alone;
+            `None` for both.
 
     Returns:
         List of names, for the class's `from_preset`.
@@ -135,7 +137,11 @@ def list_presets(model: str | None = None) -> list[str]:
             f"`model` must be one of {sorted(models)} or None. Received: "
             f"model={model!r}"
         )
-    return [name for name, row in PRESETS.items() if model in (None, row.model)]
+    return [
+        name
+        for name, row in PRESETS.items()
+        if model in (None, row.model) and trained in (None, row.weights is not None)
+    ]
 
 
 def check_preset(preset):

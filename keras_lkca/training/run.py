@@ -222,6 +222,13 @@ def _check(arguments):
                 f"`{name}` must be one of {choices}. "
                 f"Received: {name}={arguments[name]!r}"
             )
+    preset = arguments["preset"]
+    if preset is not None and check_preset(preset).weights:
+        raise ValueError(
+            "`preset` must be a size, of list_presets(trained=False), to train from "
+            "scratch; to train on, give the model that `from_preset` returns to "
+            f"keras_lkca.training.fit. Received: preset={preset!r}"
+        )
     if not check_rate("fraction", arguments["fraction"]):
         raise ValueError(
             f"`fraction` must be above 0. Received: fraction={arguments['fraction']!r}"
