@@ -254,7 +254,7 @@ def test_mixed_precision(model_class, policy, rng):
     assert out.dtype == "float32"
     expected = exact.predict(x, verbose=0)
     np.testing.assert_allclose(out, expected, atol=0.05 * np.abs(expected).max())
-    assert model.get_layer("block_0_mlp_norm").compute_dtype == policy[6:]
+    assert model.get_layer("block_0_mixer_norm").compute_dtype == policy[6:]
     model.compile("adam", "sparse_categorical_crossentropy")
     assert np.isfinite(model.fit(x, np.arange(4), verbose=0).history["loss"][0])
 
@@ -267,7 +267,7 @@ def test_global_policy_is_taken_and_kept(model_class):
     again = model_class.from_config(model.get_config())
     assert again.dtype_policy.name == "mixed_bfloat16"
     plain = model_class.from_config({**model.get_config(), "dtype": "float32"})
-    assert plain.get_layer("block_0_mlp_norm").compute_dtype == "float32"
+    assert plain.get_layer("block_0_mixer_norm").compute_dtype == "float32"
 
 
 def test_a_new_lkca_block_adds_its_mlp_alone(rng):
@@ -291,9 +291,37 @@ def test_blocks_compose_by_hand(rng):
     assert np.isfinite(model.fit(x, np.ones((2, 16)), verbose=0).history["loss"][0])
 
 
+def test_position_stddev(model_class):
+    for stddev in (0.02, 1.0):
+        model = model_class(**SMALL, position_stddev=stddev)
+        values = keras.ops.convert_to_numpy(model.get_layer("positions").embeddings)
+        assert values.std() == pytest.approx(stddev, rel=0.2)
+    with pytest.raises(ValueError, match="`position_stddev` must be a positive number"):
+        model_class(**SMALL, position_stddev=0)
+
+
+def test_options_that_the_paper_does_not_have(rng, tmp_path):
+    model = LKCAViT(
+        **SMALL,
+        stem_filters=(8, 8),
+        gate_activation="gelu",
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.1),
+    )
+    assert model.get_layer("block_0_lkca").gate.activation is keras.activations.gelu
+    assert model.get_layer("stem_2_0_conv").output.shape == (None, 8, 8, 16)
+    again = reloaded(with_random_weights(model, rng), tmp_path)
+    x = images(rng)
+    np.testing.assert_allclose(
+        again.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )
+    # By default it is the paper's model, whose weights have these names.
+    paths = [weight.path for weight in LKCAViT(**SMALL).weights]
+    assert not any("stem" in path or "gate" in path for path in paths)
+
+
 def test_dropout_layers_are_there_only_when_asked_for(model_class):
     def dropouts(**arguments):
-        model = model_class(**SMALL, **arguments)
+        model = model_class(**SMALL, mlp_ratio=2, **arguments)
         return [x for x in model.layers if isinstance(x, keras.layers.Dropout)]
 
     assert not dropouts()
@@ -628,7 +656,8 @@ def test_the_constructor_freezes(model_class, rng):
 
 
 def test_what_is_changed_on_a_built_model_is_saved(model_class, rng, tmp_path):
-    model = with_random_weights(model_class(**TINY, dropout_rate=0.1), rng)
+    model = model_class(**TINY, dropout_rate=0.1, mlp_ratio=2)
+    with_random_weights(model, rng)
     mixer = first_mixer(model)
     block = mixer.name.rpartition("_")[0]
     model.get_layer("classifier").activation = keras.activations.softmax

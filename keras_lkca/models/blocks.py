@@ -8,12 +8,14 @@ import numpy as np
 
 from keras_lkca.checks import (
     check_image_shape,
+    check_pair,
     check_positive_int,
     check_rate,
 )
 from keras_lkca.layers import (
     LKCA,
     PatchEmbedding,
+    PositionEmbedding,
     SelfAttention,
     StochasticDepth,
     TokenDense,
@@ -239,6 +241,14 @@ def patch_tokens(input_shape, patch_size, embed_dim, image_mean, image_std, dtyp
     return images, x
 
 
+def positions(x, stddev, dtype, name="positions"):
+    """Add a learned embedding of each position, which starts as normal noise."""
+    initializer = keras.initializers.RandomNormal(
+        stddev=check_ratio("position_stddev", stddev)
+    )
+    return PositionEmbedding(initializer, dtype=dtype, name=name)(x)
+
+
 def normalized(input_shape, image_mean, image_std, dtype):
     """Return a model's input, images in [0, 255], and the images normalised."""
     input_shape = check_image_shape(input_shape)
@@ -276,6 +286,38 @@ def conv_norm(x, filters, strides, activation, dtype, name):
     if activation is None:
         return x
     return keras.layers.Activation(activation, dtype=dtype, name=f"{name}_act")(x)
+
+
+def conv_stem(x, patch_size, stem_filters, stem_depth, embed_dim, dtype):
+    """Embed images as a token grid by convolutions, see `keras_lkca.LKCANet`."""
+    strides = _strides(patch_size, x.shape[1:3], len(stem_filters) + 1)
+    stem_depth = check_positive_int("stem_depth", stem_depth)
+    for step, filters in enumerate([*stem_filters, embed_dim]):
+        name = "embed_dim" if step == len(stem_filters) else "stem_filters"
+        filters = check_positive_int(name, filters)
+        for index in range(stem_depth if step < len(stem_filters) else 1):
+            stride = 1 if index else strides[step]
+            name = f"stem_{step}_{index}"
+            x = conv_norm(x, filters, stride, "gelu", dtype, name)
+    return x
+
+
+def _strides(patch_size, image_size, steps):
+    """Return the strides of the stem's steps, whose product is `patch_size`."""
+    if patch_size is None:
+        halvings = max(min(image_size) // 8, 1).bit_length() - 1
+        patch_size = 2 ** min(halvings, steps)
+    by_axis = []
+    for size in check_pair("patch_size", patch_size):
+        halvings = size.bit_length() - 1
+        if size != 2**halvings or halvings > steps:
+            raise ValueError(
+                f"`patch_size` must be a power of 2, at most {2**steps} with a stem "
+                f"of {steps} steps; more `stem_filters` allow more. "
+                f"Received: patch_size={patch_size!r}"
+            )
+        by_axis.append([1] * (steps - halvings) + [2] * halvings)
+    return list(zip(*by_axis, strict=True))
 
 
 def _per_channel(name, value, channels):

@@ -1,13 +1,14 @@
 import keras
 
-from keras_lkca.checks import check_image_shape, check_pair, check_positive_int
-from keras_lkca.layers import PositionEmbedding
+from keras_lkca.checks import check_positive_int
 from keras_lkca.models.blocks import (
     check_ratio,
     conv_norm,
+    conv_stem,
     head,
     lkca_block,
     normalized,
+    positions,
 )
 from keras_lkca.models.image_model import ImageModel
 
@@ -41,6 +42,8 @@ class LKCANet(ImageModel):
             stage.
         depth: Positive integer, the number of blocks, or a tuple of them, one per
             stage.
+        position_stddev: Positive number, standard deviation of the new position
+            embedding.
         value_ratio: Positive number, channels of an LKCA layer's values and of its
             gate over `embed_dim`.
         mlp_ratio: Positive number, hidden channels of an MLP over `embed_dim`; `None`
@@ -110,6 +113,7 @@ class LKCANet(ImageModel):
         stem_depth: int = 2,
         embed_dim: int | tuple[int, ...] = 128,
         depth: int | tuple[int, ...] = 6,
+        position_stddev: float = 0.02,
         value_ratio: float = 2,
         mlp_ratio: float | None = None,
         num_kernels: int = 8,
@@ -132,24 +136,14 @@ class LKCANet(ImageModel):
         policy = keras.dtype_policies.get(dtype)
         dims, depths = _stages(embed_dim, depth)
         images, x = normalized(input_shape, image_mean, image_std, policy)
-        strides = _strides(patch_size, input_shape, len(stem_filters) + 1)
-        stem_depth = check_positive_int("stem_depth", stem_depth)
         value_ratio = check_ratio("value_ratio", value_ratio)
-        for step, filters in enumerate([*stem_filters, dims[0]]):
-            filters = check_positive_int("stem_filters", filters)
-            for index in range(stem_depth if step < len(stem_filters) else 1):
-                stride = 1 if index else strides[step]
-                name = f"stem_{step}_{index}"
-                x = conv_norm(x, filters, stride, "gelu", policy, name)
+        x = conv_stem(x, patch_size, stem_filters, stem_depth, dims[0], policy)
         index = 0
         for stage, (channels, blocks) in enumerate(zip(dims, depths, strict=True)):
             if stage:
                 x = conv_norm(x, channels, 2, None, policy, f"downsample_{stage}")
-            x = PositionEmbedding(
-                keras.initializers.RandomNormal(stddev=0.02),
-                dtype=policy,
-                name=f"positions_{stage}" if stage else "positions",
-            )(x)
+            suffix = f"_{stage}" if stage else ""
+            x = positions(x, position_stddev, policy, f"positions{suffix}")
             for _ in range(blocks):
                 x = lkca_block(
                     x,
@@ -176,6 +170,7 @@ class LKCANet(ImageModel):
             "stem_depth": stem_depth,
             "embed_dim": embed_dim,
             "depth": depth,
+            "position_stddev": position_stddev,
             "value_ratio": value_ratio,
             "mlp_ratio": mlp_ratio,
             "num_kernels": num_kernels,
@@ -222,22 +217,3 @@ def _stages(embed_dim, depth):
         [check_positive_int("embed_dim", size) for size in dims],
         [check_positive_int("depth", blocks) for blocks in depths],
     )
-
-
-def _strides(patch_size, input_shape, steps):
-    """Return the strides of the stem's steps, whose product is `patch_size`."""
-    height, width, _ = check_image_shape(input_shape)
-    if patch_size is None:
-        halvings = max(min(height, width) // 8, 1).bit_length() - 1
-        patch_size = 2 ** min(halvings, steps)
-    by_axis = []
-    for size in check_pair("patch_size", patch_size):
-        halvings = size.bit_length() - 1
-        if size != 2**halvings or halvings > steps:
-            raise ValueError(
-                f"`patch_size` must be a power of 2, at most {2**steps} with a stem "
-                f"of {steps} steps; more `stem_filters` allow more. "
-                f"Received: patch_size={patch_size!r}"
-            )
-        by_axis.append([1] * (steps - halvings) + [2] * halvings)
-    return list(zip(*by_axis, strict=True))

@@ -1,10 +1,12 @@
 import keras
 
-from keras_lkca.layers import PositionEmbedding
 from keras_lkca.models.blocks import (
+    conv_stem,
     head,
     lkca_trunk,
+    normalized,
     patch_tokens,
+    positions,
 )
 from keras_lkca.models.image_model import ImageModel
 
@@ -35,6 +37,13 @@ class LKCAViT(ImageModel):
             kernel. See `keras_lkca.layers.LKCA`.
         method: How the operator is computed, see
             `keras_lkca.ops.large_kernel_conv`.
+        stem_filters: Tuple of positive integers, to embed the images by convolutions
+            of so many channels and one to `embed_dim`, each with BatchNormalization
+            and GELU. `None` is the paper's patch embedding.
+        position_stddev: Positive number, standard deviation of the new position
+            embedding, 1 as in the paper. Trainings often go better with 0.02.
+        gate_activation: See `keras_lkca.layers.LKCA`; the paper has no gate.
+        kernel_initializer: See `keras_lkca.layers.LKCA`.
         drop_path_rate: Float in [0, 1], stochastic depth, the same in each block.
         dropout_rate: Float in [0, 1], dropout after attention and in the MLPs.
         include_top: Whether the classifier is part of the model.
@@ -91,6 +100,10 @@ class LKCAViT(ImageModel):
         num_kernels: int = 1,
         kernel_size: int | tuple[int, int] | None = None,
         method: str = "auto",
+        stem_filters: tuple[int, ...] | None = None,
+        position_stddev: float = 1.0,
+        gate_activation=None,
+        kernel_initializer="zeros",
         drop_path_rate: float = 0.1,
         dropout_rate: float = 0.0,
         include_top: bool = True,
@@ -105,10 +118,14 @@ class LKCAViT(ImageModel):
         **unknown,
     ):
         policy = keras.dtype_policies.get(dtype)
-        images, x = patch_tokens(
-            input_shape, patch_size, embed_dim, image_mean, image_std, policy
-        )
-        x = PositionEmbedding(dtype=policy, name="positions")(x)
+        if stem_filters is None:
+            images, x = patch_tokens(
+                input_shape, patch_size, embed_dim, image_mean, image_std, policy
+            )
+        else:
+            images, x = normalized(input_shape, image_mean, image_std, policy)
+            x = conv_stem(x, patch_size, stem_filters, 1, embed_dim, policy)
+        x = positions(x, position_stddev, policy)
         x = lkca_trunk(
             x,
             depth,
@@ -118,6 +135,8 @@ class LKCAViT(ImageModel):
             dropout_rate=dropout_rate,
             drop_path_rate=drop_path_rate,
             method=method,
+            gate_activation=gate_activation,
+            kernel_initializer=keras.initializers.get(kernel_initializer),
             dtype=policy,
         )
         x = head(
@@ -133,6 +152,13 @@ class LKCAViT(ImageModel):
             "num_kernels": num_kernels,
             "kernel_size": kernel_size,
             "method": method,
+            "stem_filters": stem_filters,
+            "position_stddev": position_stddev,
+            "gate_activation": gate_activation
+            and keras.activations.serialize(keras.activations.get(gate_activation)),
+            "kernel_initializer": keras.initializers.serialize(
+                keras.initializers.get(kernel_initializer)
+            ),
             "drop_path_rate": drop_path_rate,
             "dropout_rate": dropout_rate,
             "include_top": include_top,

@@ -1,11 +1,12 @@
 import keras
 
 from keras_lkca.checks import check_positive_int
-from keras_lkca.layers import ClassToken, PositionEmbedding
+from keras_lkca.layers import ClassToken
 from keras_lkca.models.blocks import (
     attention_block,
     head,
     patch_tokens,
+    positions,
 )
 from keras_lkca.models.image_model import ImageModel
 
@@ -31,6 +32,8 @@ class ViT(ImageModel):
         depth: Positive integer, the number of blocks.
         num_heads: Positive integer that divides `embed_dim`.
         mlp_ratio: Positive number, hidden channels of an MLP over `embed_dim`.
+        position_stddev: Positive number, standard deviation of the new position
+            embedding.
         drop_path_rate: Float in [0, 1], stochastic depth, the same in each block.
         dropout_rate: Float in [0, 1], dropout after attention and in the MLPs.
         include_top: Whether the classifier is part of the model.
@@ -84,6 +87,7 @@ class ViT(ImageModel):
         depth: int = 7,
         num_heads: int = 8,
         mlp_ratio: float = 2,
+        position_stddev: float = 1.0,
         drop_path_rate: float = 0.1,
         dropout_rate: float = 0.0,
         include_top: bool = True,
@@ -104,7 +108,7 @@ class ViT(ImageModel):
         grid = x.shape[1:3]
         x = keras.layers.Reshape((-1, embed_dim), dtype=policy, name="tokens")(x)
         x = ClassToken(dtype=policy, name="class_token")(x)
-        x = PositionEmbedding(dtype=policy, name="positions")(x)
+        x = positions(x, position_stddev, policy)
         for index in range(check_positive_int("depth", depth)):
             x = attention_block(
                 x,
@@ -135,6 +139,7 @@ class ViT(ImageModel):
             "depth": depth,
             "num_heads": num_heads,
             "mlp_ratio": mlp_ratio,
+            "position_stddev": position_stddev,
             "drop_path_rate": drop_path_rate,
             "dropout_rate": dropout_rate,
             "include_top": include_top,
