@@ -256,6 +256,13 @@ written into --output:
         metavar="N",
         help="end epochs early (default: the recipe's passes over the images)",
     )
+    add(
+        "--class-weight",
+        nargs="+",
+        metavar="balanced|CLASS=WEIGHT",
+        help="what an image of a class counts in the loss: balanced, which makes up "
+        "for classes of few images, or weights such as cat=2 dog=0.5 (default: 1 each)",
+    )
     add = parser.add_argument_group("the images").add_argument
     add("--data-dir", metavar="DIR", help=DATA_DIR)
     add(
@@ -371,7 +378,7 @@ example:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL)
-    add("images", nargs="*", metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF files")
+    add("images", nargs="*", metavar="IMAGE", help="files, of any kind Pillow reads")
     add("--preset", metavar="NAME", help="a trained preset, in place of MODEL")
     add("--top", type=int, metavar="N", help="classes per image (default: 5)")
     add("--class-names", nargs="+", metavar="NAME", help=CLASS_NAMES)

@@ -35,6 +35,15 @@ def check_positive_int(name, value):
     return int(value)
 
 
+def check_seed(value):
+    """Return `None`, or an integer as an int, or raise a `ValueError`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"`seed` must be an integer or None. Received: seed={value!r}")
+    return int(value)
+
+
 def check_pair(name, value):
     """Return a positive integer, or a pair of them, as a pair."""
     pair = (value, value) if isinstance(value, numbers.Integral) else value

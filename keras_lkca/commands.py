@@ -11,8 +11,14 @@ from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import images_below
 from keras_lkca.deploy.prediction import grey
 from keras_lkca.extras import require
-from keras_lkca.files import atomic
-from keras_lkca.models.classifiers import check_classifier, class_names, image_shape
+from keras_lkca.files import atomic, shown
+from keras_lkca.models.classifiers import (
+    check_classifier,
+    class_names,
+    image_shape,
+    number_of_classes,
+    task_of,
+)
 from keras_lkca.training import Recipe, evaluation
 from keras_lkca.training.run import TEST_SHARE
 
@@ -24,6 +30,7 @@ def train(
     batch_size=None,
     recipe_set=(),
     model_set=(),
+    class_weight=None,
     **given,
 ):
     """Train; `given` are arguments of `keras_lkca.training.train`."""
@@ -35,6 +42,10 @@ def train(
         given["recipe"] = _recipe(recipe, changes)
     if model_set:
         given["model_options"] = _assignments("--model-set", model_set)
+    if class_weight is not None:
+        given["class_weight"] = class_weight[0]
+        if class_weight != ["balanced"]:
+            given["class_weight"] = _assignments("--class-weight", class_weight)
     if dataset is not None:
         given["dataset"] = dataset
     training.train(**given)
@@ -89,6 +100,12 @@ def evaluate(
         require("matplotlib", "plot")
     network = deploy.read_model(model)
     check_classifier(network)
+    if task_of(network) == "multilabel":
+        raise ValueError(
+            f"`MODEL` gives any number of labels an image, and the images of {dataset} "
+            "have one each: measure it in Python, keras_lkca.training.evaluate(model, "
+            "images, labels), with labels (n, classes)."
+        )
     images, labels, what = _labelled_images(network, dataset, split, data_dir, on_error)
     names = _class_names(network)
     scores, confusion = training.evaluate(network, images, labels, batch_size)
@@ -107,23 +124,22 @@ def evaluate(
     if json_file:
         with atomic(pathlib.Path(json_file).expanduser()) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"wrote {_shown(json_file)}")
+        print(f"wrote {shown(json_file)}")
     if confusion_file:
         title = f"{pathlib.Path(model).name} on {what}"
-        shown = [_shown(name) for name in names]
         with atomic(pathlib.Path(confusion_file).expanduser()) as path:
-            figure = evaluation.confusion_figure(confusion, shown, _shown(title))
+            figure = evaluation.confusion_figure(confusion, names, title)
             figure.savefig(path, dpi=120)
-        print(f"wrote {_shown(confusion_file)}")
+        print(f"wrote {shown(confusion_file)}")
 
 
 def _print_results(results):
-    print(f"{results['images']:,} images of {_shown(results['images_of'])}")
+    print(f"{results['images']:,} images of {shown(results['images_of'])}")
     print(f"accuracy       {results['accuracy']:8.2%}")
     if results["top5_accuracy"] is not None:
         print(f"top-5 accuracy {results['top5_accuracy']:8.2%}")
     print(f"loss           {results['loss']:8.4f}")
-    names = [_shown(name) for name in results["class_names"]]
+    names = [shown(name) for name in results["class_names"]]
     width = max(len("class"), *map(len, names))
     print(f"\n{'class':{width}}  images  accuracy")
     for index, (name, row) in enumerate(zip(names, results["confusion"], strict=True)):
@@ -170,7 +186,7 @@ def _labelled_images(model, source, split, data_dir, on_error):
 
 def _order_of_classes(model, source, count, names):
     """Return the model's class for each class of a dataset, after a check."""
-    classes, known = model.output_shape[-1], class_names(model)
+    classes, known = number_of_classes(model), class_names(model)
     if known and names:
         missing, unknown = set(known) - set(names), set(names) - set(known)
         if missing or unknown:
@@ -189,7 +205,7 @@ def _order_of_classes(model, source, count, names):
 
 
 def _class_names(model):
-    return list(class_names(model) or map(str, range(model.output_shape[-1])))
+    return list(class_names(model) or map(str, range(number_of_classes(model))))
 
 
 def predict(model, images, preset=None, top=5, csv_file=None, class_names=None):
@@ -202,9 +218,9 @@ def predict(model, images, preset=None, top=5, csv_file=None, class_names=None):
         _check_output("--csv", csv_file)
     results = deploy.predict(model, images, top, class_names=class_names)
     for path, classes in zip(images, results, strict=True):
-        print(_shown(path))
+        print(shown(path))
         for name, probability in classes:
-            print(f"    {probability:7.2%}  {_shown(name)}")
+            print(f"    {probability:7.2%}  {shown(name)}")
     if csv_file:
         header = ["file"]
         for number in range(1, len(results[0]) + 1):
@@ -216,11 +232,11 @@ def predict(model, images, preset=None, top=5, csv_file=None, class_names=None):
             writer = csv.writer(file)
             writer.writerow(header)
             for image, classes in zip(images, results, strict=True):
-                row = [_shown(image)]
+                row = [shown(image)]
                 for name, probability in classes:
-                    row += [_shown(name), f"{probability:.6f}"]
+                    row += [shown(name), f"{probability:.6f}"]
                 writer.writerow(row)
-        print(f"wrote {_shown(csv_file)}")
+        print(f"wrote {shown(csv_file)}")
 
 
 def export(model, output, no_fold=False, calibration=None, **given):
@@ -230,7 +246,7 @@ def export(model, output, no_fold=False, calibration=None, **given):
     if calibration is not None:
         model = deploy.read_model(model)
         given["calibration_images"] = _images_in(calibration, model)
-    print(f"wrote {_shown(deploy.export(model, output, **given))}")
+    print(f"wrote {shown(deploy.export(model, output, **given))}")
 
 
 def report(model, images, output, beside=None, average_over=64, data_dir=None):
@@ -245,7 +261,7 @@ def report(model, images, output, beside=None, average_over=64, data_dir=None):
     else:
         found = _images_in(images, model, average_over)
     path = interpret.report(model, found, output, beside, title=title)
-    print(f"wrote {_shown(path)}")
+    print(f"wrote {shown(path)}")
 
 
 def _title_of_run(path):
@@ -299,9 +315,3 @@ def _check_output(option, file, suffixes=None):
         raise ValueError(
             f"`{option}` must end with one of {', '.join(suffixes)}. Received: {file!r}"
         )
-
-
-def _shown(text):
-    """Return a name as text that can be written, though its bytes may be no UTF-8."""
-    raw = str(text).encode("utf-8", "surrogateescape")
-    return raw.decode("utf-8", "backslashreplace")

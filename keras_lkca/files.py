@@ -1,9 +1,25 @@
-"""Outputs that are there whole or not at all."""
+"""Files that are there whole or not at all, and their names as text."""
 
 import contextlib
 import os
 import pathlib
 import tempfile
+
+
+def shown(text) -> str:
+    """Return a path or a name as text that can be written, though it is no UTF-8.
+
+    The bytes that are none stand as `\\xe9`.
+
+    Example:
+
+    >>> import os
+    >>> from keras_lkca.files import shown
+    >>> shown(os.fsdecode(b"caf\\xe9.png")) == "caf" + chr(92) + "xe9.png"
+    True
+    """
+    raw = str(text).encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

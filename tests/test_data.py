@@ -1,13 +1,16 @@
 import itertools
+import os
+import pathlib
 import random
 
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from keras_lkca import data
 from keras_lkca.data.batches import batch_rows
+from keras_lkca.data.folders import images_below
 
 tf = pytest.importorskip("tensorflow")
 
@@ -245,6 +248,16 @@ def test_fit_sees_every_batch_once_and_in_order(pipeline):
         ({"batch_size": 0}, "`batch_size` must be a positive"),
         ({"batch_size": 21}, "`batch_size` must not be above.*21 for 20 images"),
         ({"num_classes": 0}, "`num_classes` must be a positive"),
+        ({"num_classes": 1}, r"`labels` must be 20 numbers in \[0, 1\]"),
+        ({"class_weight": "even"}, "`class_weight` must be 'balanced', a dict.*'even'"),
+        ({"class_weight": {20: 1.0}}, "`class_weight` must name classes, 0 to 19"),
+        ({"class_weight": {"cat": 1.0}}, "`class_weight` must name classes.*'cat'"),
+        ({"class_weight": {0: -1.0}}, "`class_weight` must be a number, 0 or above"),
+        ({"class_weight": [1.0] * 19}, "a weight for each of 20 classes"),
+        (
+            {"class_weight": {0: 2}, "labels": np.ones((20, 20))},
+            "`class_weight` needs labels of one class an image.*sums are 20",
+        ),
         ({"num_classes": 19}, "`labels` must lie between 0 and 18.*to 19"),
         ({"pipeline": "numpy"}, "`pipeline` must be one of.*'numpy'"),
         ({"seed": -1}, "`seed` must be an integer, 0 or above"),
@@ -287,6 +300,57 @@ def test_integer_labels_and_float_images(pipeline):
     mixed = np.eye(20) * 0.5 + 0.025
     (_, y), *_ = take(data.training_batches(images, mixed, 10, 20, None), 1)
     np.testing.assert_allclose(y.max(-1), 0.525)
+
+
+@PIPELINES
+def test_class_weights_are_the_mixed_images_third(pipeline):
+    images, labels = data.digits("test")
+    images, labels = images[labels < 3], np.minimum(labels[labels < 3], 1)  # 0, and 1
+    augmentation = data.Augmentation(rand_augment=1, mix_probability=0.7)
+
+    def run(class_weight, labels=labels, classes=2, one_hot=True, augment=augmentation):
+        arguments = images, labels, np.int64(30), np.int64(classes), augment
+        options = {"pipeline": pipeline, "class_weight": class_weight}
+        batches = data.training_batches(*arguments, one_hot=one_hot, **options)
+        return [
+            [np.asarray(keras.ops.convert_to_numpy(part)) for part in batch]
+            for batch, _ in zip(batches, range(4), strict=False)
+        ]
+
+    for (x, y, w), (x_alone, y_alone) in zip(
+        run({1: 3.0, 0: 0.5}), run(None), strict=True
+    ):
+        np.testing.assert_array_equal(x, x_alone)
+        np.testing.assert_array_equal(y, y_alone)
+        assert w.shape == (30,) and w.dtype == "float32"
+        np.testing.assert_allclose(w, y @ [0.5, 3.0], rtol=1e-5)
+    assert any(((0 < y) & (y < 1)).any() for _, y, _ in run([1, 1]))  # mixed
+    # A column of yes or no, integers, and every class counting alike.
+    column = run({0: 0.5, 1: 3}, labels.astype(bool), 1)
+    assert column[0][1].shape == (30, 1)
+    for _, y, w in column:
+        np.testing.assert_allclose(w, 0.5 + 2.5 * y[:, 0], rtol=1e-5)
+    for _, y, w in run({1: np.float32(3)}, one_hot=False, augment=None):
+        assert y.dtype == "int32"
+        np.testing.assert_array_equal(w, np.where(y, 3, 1))
+    counts = np.bincount(labels)
+    for _, y, w in run("balanced", classes=3, augment=None):  # of the third are none
+        np.testing.assert_allclose(w, len(labels) / (2 * counts[y.argmax(1)]), 1e-5)
+
+
+def test_a_dataset_of_ones_own_brings_weights():
+    images, labels = numbered(20)
+    own = [(images[:8], labels[:8], np.arange(8)), (images[8:], labels[8:], labels[8:])]
+    augmentation = data.Augmentation(crop_padding=0, rand_augment=1, mix_probability=1)
+    for options, factor in (({}, 1), ({"class_weight": {3: 2.0}}, 2)):
+        options |= {"augmentation": augmentation}
+        batches = data.dataset_batches(own, 20, 2, **options)
+        for (_, y, w), _ in zip(batches, range(2), strict=False):
+            y, w = map(keras.ops.convert_to_numpy, (y, w))
+            expected = np.arange(20) * np.where(np.arange(20) == 3, factor, 1)
+            np.testing.assert_allclose(w, y @ expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="'balanced' needs arrays"):
+        next(data.dataset_batches(own, 20, 2, class_weight="balanced"))
 
 
 class OwnBatches(keras.utils.PyDataset):
@@ -383,7 +447,8 @@ def test_a_dataset_of_ones_own_gives_all_of_it(kind):
     ("batches", "message"),
     [
         ([numbered(8)], "ended after 1 batches.*`steps_per_epoch`=2"),
-        ([(*numbered(8), np.ones(8))], "must give pairs.*tuple of 3"),
+        ([(*numbered(8), np.ones(8), 0)], "must give pairs.*tuple of 4"),
+        ([(*numbered(8), np.ones(7))], "weights must be 8 numbers"),
         ([(np.zeros((8, 4, 4)), np.zeros(8, int))], "`images` must be an array of num"),
         ([(np.zeros((8, 4, 4, 3)), np.full(8, 20))], "`labels` must lie between"),
     ],
@@ -422,6 +487,50 @@ def test_from_directory(tmp_path):
     red, blue = images[:, 3, 2, 0], images[:, 3, 2, 2]
     np.testing.assert_array_equal(red > 150, labels == 0)
     np.testing.assert_array_equal(blue > 150, labels == 1)
+
+
+def test_every_kind_that_pillow_reads_is_read_and_others_are_counted(tmp_path, capsys):
+    suffixes = "jpg jfif jpe png tif tiff TIFF ppm pgm bmp gif webp jp2 tga ico".split()
+    suffixes += ["avif"] if features.check("avif") else []
+    for index, suffix in enumerate(suffixes):
+        mode = "L" if suffix == "pgm" else "RGB"
+        path = tmp_path / "cat" / f"{index:02}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        Image.new(mode, (16, 16), 200 if mode == "L" else (200,) * 3).save(path)
+        assert images_below(tmp_path)[-1] == path
+    write_image(tmp_path / "dog" / "0.png", (0, 0, 0))
+    images, labels, _ = data.from_directory(tmp_path, 4)
+    assert labels.tolist() == [0] * len(suffixes) + [1]
+    assert abs(images[:-1].astype(int) - 200).max() < 3 and not images[-1].any()
+    assert not capsys.readouterr().out
+    for name in ("cat/0.txt", "cat/1.txt", "dog/more/0.h5", "dog/noend", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    write_image(tmp_path / "cover.tif", (0, 0, 0))
+    data.from_directory(tmp_path, 4)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"passed over in {tmp_path}: files that are no images (2 .t")
+    assert "1 .h5" in line and "1 no suffix" in line
+    assert line.endswith(" and images beside the class folders (1 .tif)")
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / "0.txt").write_text("no image")
+    with pytest.raises(FileNotFoundError, match=r"none in \['bee'\].*3 .txt.*1 .tif"):
+        data.from_directory(tmp_path, 4)
+
+
+def test_names_that_are_no_utf_8_are_printed(tmp_path, capsys):
+    try:
+        folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+        folder.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes no such names")
+    write_image(folder / "a" / "0.png", (0, 0, 0))
+    for name in (b"d\xe9.png", b"d.\xe9"):
+        (folder / "a" / os.fsdecode(name)).write_text("no image")
+    data.from_directory(folder, 4, on_error="skip")
+    out = capsys.readouterr().out
+    assert r"caf\xe9: files that are no images (1 .\xe9)" in out
+    assert r"skipped: 1 of 2" in out and r"d\xe9.png" in out
 
 
 def test_statistics_are_those_of_the_images(rng, tmp_path):

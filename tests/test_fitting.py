@@ -1,6 +1,8 @@
 """`fit` on any classifier and any data: what it writes, how it goes on."""
 
 import importlib.util
+import json
+import os
 import signal
 
 import keras
@@ -10,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from keras_lkca import LKCAViT, data, deploy, interpret, predict
-from keras_lkca.training import Recipe, callbacks, fit, train
+from keras_lkca.training import Recipe, callbacks, evaluate, fit, train
 
 
 def tiny(**arguments):
@@ -137,6 +139,166 @@ def test_a_softmax_is_seen(tmp_path):
     probabilities = model.predict(images, verbose=0)
     expected = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
     assert metrics["last"]["test_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("pipeline", data.PIPELINES)
+def test_class_weights_are_kept_and_compared(pipeline, tmp_path):
+    images, labels = data.digits()
+    names = [f"digit {i}" for i in range(10)]
+    options = {"validation": np.float32(0.1), "recipe": quick(), "pipeline": pipeline}
+    options |= {"seed": np.int64(3), "steps_per_epoch": np.int64(4)}
+    given = {"digit 0": 40, "9": 0.0, 1: np.float32(0.5)}
+    rows = {}
+    for name, class_weight in (("none", None), ("some", given), ("even", "balanced")):
+        model, output = tiny(class_names=names), tmp_path / name
+        fit(
+            model, (images, labels), output=output, class_weight=class_weight, **options
+        )
+        rows[name] = callbacks.read_history(output / "history.csv")
+    kept = json.loads((tmp_path / "some" / "config.json").read_text())["arguments"]
+    assert kept["class_weight"] == [40.0, 0.5, *[1.0] * 7, 0.0] and kept["seed"] == 3
+    # What weighs much raises the loss of the training, not that of the validation.
+    assert rows["some"][0]["loss"] > 2 * rows["none"][0]["loss"]
+    assert rows["some"][0]["val_loss"] < 2 * rows["none"][0]["val_loss"]
+    assert rows["even"][0]["loss"] == pytest.approx(rows["none"][0]["loss"], rel=0.3)
+    resume = {"output": tmp_path / "some", "resume": True}
+    fit(tiny(class_names=names), data.digits(), class_weight=given, **resume)
+    fit(tiny(class_names=names), data.digits(), **resume)
+    with pytest.raises(
+        ValueError, match="`class_weight` of the run to resume is .40.0"
+    ):
+        fit(tiny(class_names=names), data.digits(), class_weight="balanced", **resume)
+    with pytest.raises(ValueError, match="name classes, 0 to 9 or of digit 0, digit 1"):
+        fit(tiny(class_names=names), data.digits(), class_weight={"cat": 1})
+
+
+def test_a_dataset_with_weights_is_taken(tmp_path):
+    images, labels = data.digits()
+    own = [
+        (images[i : i + 50], labels[i : i + 50], np.full(50, weight))
+        for i, weight in ((0, 1.0), (50, 0.0), (100, 1.0))
+    ]
+    losses = []
+    for name, train_on in (("own", own), ("plain", [batch[:2] for batch in own])):
+        keras.utils.set_random_seed(0)
+        run = tmp_path / name
+        options = {"recipe": quick(epochs=1, learning_rate=1e-6), "output": run}
+        fit(tiny(), train_on, own, class_weight={0: 1.0}, **options)
+        losses.append(callbacks.read_history(run / "history.csv")[0])
+    # Two thirds of the images count.
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"] * 2 / 3, rel=0.05)
+    assert losses[0]["val_loss"] == pytest.approx(losses[1]["val_loss"], rel=0.01)
+    with pytest.raises(ValueError, match="'balanced' needs arrays"):
+        fit(tiny(), own, class_weight="balanced", output=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "activation"), [(1, "sigmoid"), (1, None), (3, "sigmoid"), (3, None)]
+)
+def test_yes_or_no_and_several_labels(columns, activation, tmp_path):
+    (images, y), (test_images, test_y) = data.digits(), data.digits("test")
+    labels, test_labels = (
+        np.stack([z > 4, z % 2, z == 0], 1).astype("int32") if columns > 1 else z > 4
+        for z in (y, test_y)
+    )
+    model = tiny(num_classes=columns, classifier_activation=activation, embed_dim=16)
+    metrics = fit(
+        *(model, (images, labels), 0.1, (test_images, test_labels)),
+        recipe=quick(learning_rate=1e-2, label_smoothing=0.0, mix_probability=0.1),
+        output=tmp_path / "run",
+        class_weight={0: 1.5} if columns == 1 else None,
+    )
+    row = callbacks.read_history(tmp_path / "run" / "history.csv")[-1]
+    loaded = keras.models.load_model(tmp_path / "run" / "last.keras")
+    expected = test_labels.astype("float32").reshape(len(test_y), -1)
+    kept = loaded.evaluate(test_images, expected, verbose=0, return_dict=True)
+    scores, confusion = evaluate(model, test_images, test_labels)
+    for name, value in scores.items():
+        assert metrics["last"][name] == pytest.approx(value, rel=1e-5)
+    for name, value in scores.items():
+        key = name.removeprefix("test_")
+        assert value == pytest.approx(kept[key], abs=2e-3) and f"val_{key}" in row
+    assert ("test_auc" in scores) == (columns > 1)
+    assert scores["test_accuracy"] > (0.7 if columns == 1 else 0.75)
+    assert confusion.shape == ((2, 2) if columns == 1 else (3, 2, 2))
+    right = np.trace(confusion, axis1=-2, axis2=-1).sum() / confusion.sum()
+    assert right == pytest.approx(scores["test_accuracy"])
+    names = list(metrics["best_per_class_accuracy"])
+    assert names == (["0", "1"] if columns == 1 else ["0", "1", "2"])
+    with pytest.raises(ValueError, match="`labels` must"):
+        evaluate(model, test_images, test_y)
+    if columns > 1:
+        with pytest.raises(
+            ValueError, match="`class_weight` needs labels of one class"
+        ):
+            run = tmp_path / "no"
+            fit(model, (images, labels), class_weight={0: 2}, output=run)
+
+
+@pytest.mark.once
+def test_images_that_were_divided_are_noticed_once(tmp_path):
+    images, labels = data.digits()
+    divided = images.astype("float32") / 255
+    own = [(divided[:64], labels[:64])]
+    inputs = keras.Input((8, 8, 1))
+    outer = keras.Model(inputs, keras.ops.softmax(tiny()(inputs)))
+    resized = keras.Sequential(
+        [keras.Input((None, None, 1)), keras.layers.Resizing(8, 8)]
+    )
+    resized.add(tiny())
+    message = "The values of `{}` lie between 0 and 1, .*in \\[0, 255\\]"
+    options = {"recipe": quick(epochs=1, batch_size=64), "steps_per_epoch": 1}
+    for number, (train_on, held_out, name) in enumerate(
+        (
+            ((divided, labels), (divided, labels), r"train\[0\]"),
+            (own, (divided, labels), r"validation\[0\]"),
+            (own, (images, labels), "train"),
+        )
+    ):
+        with pytest.warns(UserWarning, match=message.format(name)) as seen:
+            output = tmp_path / str(number)
+            fit(tiny(), train_on, held_out, output=output, **options)
+        assert sum("The values of" in str(one.message) for one in seen) == 1
+    for model in (tiny(), outer, resized):
+        for call in (
+            lambda m, x: predict(m, x),
+            lambda m, x: evaluate(m, x, labels[:9]),
+        ):
+            with pytest.warns(UserWarning, match=message.format("images")) as seen:
+                call(model, divided[:9])
+            assert len(seen) == 1 and seen[0].filename == __file__
+    # None of these is.
+    scaled = keras.Sequential([inputs, keras.layers.Rescaling(255.0), tiny()])
+    plain = keras.Sequential([inputs, keras.layers.Flatten(), keras.layers.Dense(10)])
+    for model, x in (
+        (tiny(), images[:9] // 255),
+        (tiny(), images[:9].astype("float32")),
+        (tiny(), np.zeros((9, 8, 8, 1), "float32")),
+        (tiny(), divided[:9] * 2 - 1),
+        (scaled, divided[:9]),
+        (plain, divided[:9]),
+    ):
+        evaluate(model, x, labels[:9])
+        predict(model, x)
+
+
+@pytest.mark.once
+def test_names_of_a_run_that_are_no_utf_8(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9 $1")
+    test = data.digits("test")
+    options = {"recipe": quick(epochs=1), "steps_per_epoch": 1, "name": name}
+    try:
+        (tmp_path / name).mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes no such names")
+    model = tiny(class_names=[f"{name} {i}" for i in range(10)])
+    fit(model, test, test=test, output=tmp_path / name, **options)
+    fit(model, test, test=test, output=tmp_path / name, resume=True, **options)
+    out = capsys.readouterr().out
+    assert r"caf\xe9 $1: 731 parameters" in out and r"/caf\xe9 $1 is complete" in out
+    interpret.report(model, test[0][:2], tmp_path / name / "a.html", title=name)
+    assert r"<h1>caf\xe9 $1: " in (tmp_path / name / "a.html").read_text("utf-8")
 
 
 class Halved(keras.layers.Layer):

@@ -8,12 +8,14 @@ import reference
 from keras_lkca.layers import (
     LKCA,
     ClassToken,
+    FixedConv,
     PatchEmbedding,
     PositionEmbedding,
     SelfAttention,
     StochasticDepth,
     TokenDense,
 )
+from keras_lkca.ops import attention_matrix
 
 # layer, arguments, input shape without batch, trainable weights
 LAYERS = {
@@ -559,3 +561,23 @@ def test_dropout_rate_can_be_set(cls):
         layer.dropout_rate = 2
     with pytest.raises(ValueError, match="made with 0 cannot be raised"):
         cls(**arguments).dropout_rate = 0.5
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3)])
+def test_numpy_integers_are_taken(three):
+    for layer in (
+        PatchEmbedding(patch_size=three, embed_dim=three),
+        TokenDense(three),
+        LKCA(value_dim=three, num_kernels=three, kernel_size=three, seed=three),
+        SelfAttention(num_heads=three, seed=three),
+        StochasticDepth(0.5, seed=three),
+        FixedConv(kernel_size=(three, 3), num_kernels=three),
+    ):
+        config = layer.get_config()
+        assert json.loads(json.dumps(config)) and 3 in config.values()
+        type(layer).from_config(config)
+    assert attention_matrix(np.zeros((3, 3, 1)), three, three).shape == (1, 9, 9)
+    with pytest.raises(ValueError, match="`seed` must be an integer or None.*'a'"):
+        LKCA(seed="a")
+    with pytest.raises(ValueError, match="`units` must be a positive integer.*units=0"):
+        TokenDense(0)

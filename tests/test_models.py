@@ -26,6 +26,7 @@ from keras_lkca.models import (
 from keras_lkca.models.presets import default_patch_size
 
 CLASSES = {"LKCANet": LKCANet, "LKCAViT": LKCAViT, "ViT": ViT}
+ONE = np.int64(1)
 SMALL = {"depth": 2, "embed_dim": 16}
 COUNTS = [
     (preset, *counted, count)
@@ -217,11 +218,16 @@ def test_numpy_arguments_are_as_good_as_python_s(model_class, tmp_path):
     model = model_class(
         input_shape=tuple(np.array([32, 32, 3])),
         num_classes=np.int64(3),
+        patch_size=np.int32(4),
+        embed_dim=np.uint16(16),
+        depth=np.int8(2),
+        mlp_ratio=np.int64(2),
         image_mean=np.array([0.1, 0.2, 0.3]),
         image_std=np.float32(0.5),
         drop_path_rate=np.float32(0.25),
-        **SMALL,
+        **({"num_heads": np.int64(4)} if model_class is ViT else {"num_kernels": ONE}),
     )
+    json.dumps(model.get_config())
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.get_config() == model.get_config()
@@ -733,3 +739,20 @@ def test_what_a_classifier_decides():
     assert LKCAViT.from_config(model.get_config()).class_names == ("no", "yes")
     with pytest.raises(ValueError, match="two for one column"):
         LKCAViT(num_classes=1, class_names=["yes"], **SMALL)
+
+
+@pytest.mark.once
+def test_h5_of_a_whole_model_is_refused(tmp_path):
+    """Keras writes the class of the outermost model without its package."""
+    model = LKCAViT(**SMALL)
+    for save in (model.save, a_model_of_ones_own().save):
+        with pytest.raises(ValueError, match="`filepath` must end with .keras.*'m.h5'"):
+            save("m.h5")
+    model.save_weights(tmp_path / "m.weights.h5")
+    outer = keras.Model(model.input, model.output)
+    outer.save(tmp_path / "m.h5")
+    loaded = keras.models.load_model(tmp_path / "m.h5")
+    x = np.zeros((1, 32, 32, 3))
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
+    )

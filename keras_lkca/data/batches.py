@@ -2,6 +2,7 @@
 
 import collections.abc
 import itertools
+import numbers
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ def training_batches(
     first_step: int = 0,
     pipeline: str = "arrays",
     one_hot: bool = True,
+    class_weight=None,
 ):
     """Shuffle, batch and augment a dataset, without end.
 
@@ -35,9 +37,10 @@ def training_batches(
     Args:
         images: Array `(n, height, width, channels)` of numbers in [0, 255].
         labels: Integer array `(n,)`; or float array `(n, num_classes)`, what each
-            image has of each class.
+            image has of each class. For one column `(n,)` or `(n, 1)` in [0, 1].
         batch_size: Positive integer, not above `n`.
-        num_classes: Positive integer, the length of the one-hot labels.
+        num_classes: Positive integer, the length of the one-hot labels; 1 for a column
+            of yes or no.
         augmentation: What is done to each batch; `None` for nothing.
         seed: Non-negative integer, seed of the order and the augmentation.
         first_step: Non-negative integer, the number of the first batch.
@@ -46,10 +49,16 @@ def training_batches(
             backend, without TensorFlow.
         one_hot: Whether the batches' labels are one-hot or mixed; `False` for integers,
             which a sparse loss takes and mixed images cannot have.
+        class_weight: What an image of each class counts in the loss: a dictionary of
+            class to number, 1 for those it leaves out; a sequence of a number per
+            class; `"balanced"` for `n / (classes * count)`, of the classes that have
+            images; or `None`. Mixed images get the mixed weight. Keras's own argument
+            of `model.fit` takes no generators.
 
     Returns:
         A `tf.data.Dataset` or a Python generator of (float32 images, float32 or int32
-        labels) for `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
+        labels), with `class_weight` also float32 weights `(batch_size,)`, for
+        `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
 
     Raises:
         ValueError: If an argument is not as above.
@@ -65,16 +74,19 @@ def training_batches(
     >>> tuple(images.shape), tuple(labels.shape)
     ((100, 8, 8, 1), (100, 10))
     """
-    check_positive_int("batch_size", batch_size)
-    check_positive_int("num_classes", num_classes)
-    check_number("seed", seed, integral=True)
-    check_number("first_step", first_step, integral=True)
+    batch_size = check_positive_int("batch_size", batch_size)
+    num_classes = check_positive_int("num_classes", num_classes)
+    seed = check_number("seed", seed, integral=True)
+    first_step = check_number("first_step", first_step, integral=True)
     if pipeline not in PIPELINES:
         raise ValueError(
             f"`pipeline` must be one of {PIPELINES}. Received: pipeline={pipeline!r}"
         )
     check_numbers(images)
     labels = as_one_hot(labels, len(images), num_classes)
+    weights = class_weights(class_weight, labels)
+    if weights is not None:
+        labels = weighted(labels, weights)
     check_mixing(augmentation, one_hot)
     if batch_size > len(images):
         raise ValueError(
@@ -86,8 +98,9 @@ def training_batches(
         return batch_rows(len(images), batch_size, seed, first_step)
 
     if pipeline == "tf.data":
-        return _tf_dataset(images, labels, batch_size, augmentation, steps, one_hot)
-    return _generator(images, labels, augmentation, steps, one_hot)
+        options = augmentation, steps, num_classes, one_hot
+        return _tf_dataset(images, labels, batch_size, *options)
+    return _generator(images, labels, augmentation, steps, num_classes, one_hot)
 
 
 def check_numbers(images):
@@ -106,9 +119,9 @@ def as_one_hot(labels, count, num_classes):
 
     Args:
         labels: Integer array `(count,)` or `(count, 1)`, or float array
-            `(count, num_classes)`.
+            `(count, num_classes)`; for one column numbers in [0, 1].
         count: How many there must be.
-        num_classes: Number of classes.
+        num_classes: Number of classes, or 1 for a column of yes or no.
 
     Raises:
         ValueError: If they are not as above.
@@ -120,12 +133,102 @@ def as_one_hot(labels, count, num_classes):
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
     labels = np.asarray(labels)
-    if labels.shape == (count, num_classes) and num_classes > 1:
+    if num_classes == 1:
+        fits = labels.shape in ((count,), (count, 1)) and labels.dtype.kind in "buif"
+        if not fits or (count and not 0 <= labels.min() <= labels.max() <= 1):
+            raise ValueError(
+                f"`labels` must be {count} numbers in [0, 1], one for each image, for "
+                f"one column: 0 for no, 1 for yes. Received: {labels.dtype} "
+                f"{labels.shape}"
+            )
+        return labels.reshape(-1, 1).astype("float32")
+    if labels.shape == (count, num_classes):
         return labels.astype("float32")
     if labels.shape == (count, 1):
         labels = labels[:, 0]
     check_labels(labels, count, num_classes)
     return keras.utils.to_categorical(labels, num_classes).astype("float32")
+
+
+def check_class_weight(class_weight, num_classes, names=()):
+    """Return class weights as `None`, `"balanced"` or a list of a number per class.
+
+    Args:
+        class_weight: As `training_batches` takes it; a dictionary's classes may also be
+            given by name.
+        num_classes: Number of the labels' columns; one stands for two classes.
+        names: Names of the classes, where they are known.
+
+    Raises:
+        ValueError: If it is not as above.
+
+    Example:
+
+    >>> from keras_lkca.data.batches import check_class_weight
+    >>> check_class_weight({"dog": 2, 0: 0.5}, 3, ("cat", "dog", "owl"))
+    [0.5, 2.0, 1.0]
+    """
+    if class_weight is None or isinstance(class_weight, str):
+        if class_weight in (None, "balanced"):
+            return class_weight
+    count = max(num_classes, 2)
+    names = [str(name) for name in names or range(count)]
+    weights = None
+    if isinstance(class_weight, collections.abc.Mapping):
+        weights = [1.0] * count
+        for key, weight in class_weight.items():
+            index = names.index(key) if key in names else key
+            if isinstance(index, str) and index.isdecimal():
+                index = int(index)
+            whole = isinstance(index, numbers.Integral) and not isinstance(index, bool)
+            if not whole or not 0 <= index < count:
+                raise ValueError(
+                    f"`class_weight` must name classes, 0 to {count - 1} or of "
+                    f"{', '.join(names[:10])}{', ...' if count > 10 else ''}. "
+                    f"Received: class_weight={class_weight!r}"
+                )
+            weights[index] = weight
+    elif isinstance(class_weight, (list, tuple, np.ndarray)):
+        weights = list(class_weight)
+    if weights is None or len(weights) != count:
+        raise ValueError(
+            "`class_weight` must be 'balanced', a dictionary of class to weight, a "
+            f"weight for each of {count} classes, or None. "
+            f"Received: class_weight={class_weight!r}"
+        )
+    return [check_number("class_weight", weight) for weight in weights]
+
+
+def class_weights(class_weight, labels):
+    """Return the weight of each image of one-hot labels, or `None` for none."""
+    class_weight = check_class_weight(class_weight, labels.shape[1])
+    if class_weight is None:
+        return None
+    shares = labels
+    if labels.shape[1] == 1:
+        shares = np.concatenate([1 - labels, labels], axis=1)
+    if not np.allclose(shares.sum(1), 1, atol=1e-3):
+        raise ValueError(
+            "`class_weight` needs labels of one class an image, or shares of classes "
+            "that sum to 1. Received: labels whose sums are "
+            f"{shares.sum(1).min():.3g} to {shares.sum(1).max():.3g}"
+        )
+    if class_weight == "balanced":
+        counts = shares.sum(0, dtype="float64")
+        class_weight = np.where(
+            counts > 0,
+            len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1e-9)),
+            1.0,
+        )
+    return (shares @ np.asarray(class_weight)).astype("float32")
+
+
+def weighted(labels, weights):
+    """Return labels with the images' weights as another column.
+
+    As such they stay with their images, and mix as these do.
+    """
+    return np.concatenate([labels, weights.reshape(-1, 1)], 1).astype("float32")
 
 
 def dataset_batches(
@@ -136,6 +239,8 @@ def dataset_batches(
     seed: int = 0,
     first_epoch: int = 0,
     one_hot: bool = True,
+    class_weight=None,
+    look=None,
 ):
     """Augment the batches of a dataset of one's own, epoch after epoch, without end.
 
@@ -146,18 +251,23 @@ def dataset_batches(
 
     Args:
         dataset: `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
-            iterable of batches `(images, labels)`, as `training_batches` takes them.
-            An iterator is read on from epoch to epoch.
+            iterable of batches `(images, labels)`, as `training_batches` takes them,
+            or `(images, labels, weights)`, a weight for each image in the loss. An
+            iterator is read on from epoch to epoch.
         num_classes: Positive integer, the length of the one-hot labels.
         steps_per_epoch: Positive integer, the batches of an epoch.
         augmentation: What is done to each batch; `None` for nothing.
         seed: Non-negative integer.
         first_epoch: Non-negative integer, the number of the first epoch.
         one_hot: See `training_batches`.
+        class_weight: See `training_batches`, but not `"balanced"`, for which all labels
+            would have to be known. It multiplies the dataset's own weights.
+        look: A function that is called with the first batch's images as they come;
+            `None` for none.
 
     Returns:
-        A generator of (float32 images, float32 or int32 labels), on the device of the
-        active backend.
+        A generator of (float32 images, float32 or int32 labels), and float32 weights
+        where there are any, on the device of the active backend.
 
     Raises:
         ValueError: If a batch is not as above, or the dataset ends before
@@ -173,7 +283,8 @@ def dataset_batches(
     [50, 40, 50]
     """
     check_mixing(augmentation, one_hot)
-    augment = _on_device(augmentation, one_hot)
+    check_known(class_weight)
+    augment = _on_device(augmentation, num_classes, one_hot)
     once = isinstance(dataset, collections.abc.Iterator)
     if once:
         for _ in range(first_epoch * steps_per_epoch):
@@ -192,15 +303,42 @@ def dataset_batches(
                     f"`steps_per_epoch`={steps_per_epoch}: name fewer, or let it "
                     "repeat."
                 )
-            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise ValueError(
-                    "A dataset must give pairs (images, labels). Received: "
-                    f"{type(batch).__name__} of {len(batch)}"
+                    "A dataset must give pairs (images, labels), or (images, labels, "
+                    f"weights). Received: {type(batch).__name__} of {len(batch)}"
                 )
-            images, labels = map(keras.ops.convert_to_numpy, batch)
+            images, labels, *own = map(keras.ops.convert_to_numpy, batch)
             check_numbers(images)
+            if look is not None:
+                look(images)
+                look = None
             labels = as_one_hot(labels, len(images), num_classes)
+            weights = class_weights(class_weight, labels)
+            for given in own:
+                _check_weights(given, len(images))
+                given = given.reshape(-1)
+                weights = given if weights is None else given * weights
+            if weights is not None:
+                labels = weighted(labels, weights)
             yield augment(images, labels, pair)
+
+
+def _check_weights(weights, count):
+    if weights.shape not in ((count,), (count, 1)) or weights.dtype.kind not in "buif":
+        raise ValueError(
+            f"A dataset's weights must be {count} numbers, one for each image. "
+            f"Received: {weights.dtype} {weights.shape}"
+        )
+
+
+def check_known(class_weight):
+    """Raise a `ValueError` where weights would need all labels of a dataset."""
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        raise ValueError(
+            "`class_weight`='balanced' needs arrays, whose labels can be counted; for "
+            "a dataset of batches give a dictionary of class to weight."
+        )
 
 
 def _begin(dataset, seed, epoch):
@@ -226,7 +364,14 @@ def check_mixing(augmentation, one_hot):
         )
 
 
-def _on_device(augmentation, one_hot):
+def _parts(images, labels, columns, one_hot, argmax):
+    """Take the weights off the labels, where there are any, and make them integers."""
+    weights, labels = labels[:, columns:], labels[:, :columns]
+    labels = labels if one_hot else argmax(labels)
+    return (images, labels, weights[:, 0]) if weights.shape[1] else (images, labels)
+
+
+def _on_device(augmentation, columns, one_hot):
     """Return the augmentation as a function that the backend compiles."""
 
     def augment(images, labels, seed):
@@ -235,9 +380,13 @@ def _on_device(augmentation, one_hot):
             labels = keras.ops.convert_to_tensor(labels)
         else:
             images, labels = augmentation(images, labels, seed)
-        return images, labels if one_hot else keras.ops.argmax(labels, axis=-1)
+        return _parts(images, labels, columns, one_hot, _argmax)
 
     return compiled(augment)
+
+
+def _argmax(labels):
+    return keras.ops.argmax(labels, axis=-1)
 
 
 def batch_seed(seed, step):
@@ -273,9 +422,9 @@ def batch_rows(count, batch_size, seed, first_step=0):
         step += 1
 
 
-def _generator(images, labels, augmentation, steps, one_hot):
+def _generator(images, labels, augmentation, steps, columns, one_hot):
     """Batches for `fit`, the next one in the making while one is used."""
-    augment = _on_device(augmentation, one_hot)
+    augment = _on_device(augmentation, columns, one_hot)
     order = steps()
 
     def batch():
@@ -289,7 +438,7 @@ def _generator(images, labels, augmentation, steps, one_hot):
         yield current
 
 
-def _tf_dataset(images, labels, batch_size, augmentation, steps, one_hot):
+def _tf_dataset(images, labels, batch_size, augmentation, steps, columns, one_hot):
     tf = require_tensorflow()
     with tf.device("CPU"):
         images = tf.convert_to_tensor(images)
@@ -298,7 +447,7 @@ def _tf_dataset(images, labels, batch_size, augmentation, steps, one_hot):
     def batch(rows, seed):
         x, y = tf.gather(images, rows), tf.gather(labels, rows)
         x, y = augmentation(x, y, seed) if augmentation else (tf.cast(x, "float32"), y)
-        return x, y if one_hot else tf.argmax(y, -1, "int32")
+        return _parts(x, y, columns, one_hot, lambda y: tf.argmax(y, -1, "int32"))
 
     dataset = tf.data.Dataset.from_generator(
         steps,  # anew for every iterator: Keras takes one for a look at the shapes

@@ -1,5 +1,6 @@
 """Datasets that are folders of image files, decoded by Pillow."""
 
+import collections
 import concurrent.futures
 import os
 import pathlib
@@ -9,8 +10,10 @@ import numpy as np
 from keras_lkca.checks import check_pair
 from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require
+from keras_lkca.files import shown
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# Which Pillow opens and which are no pictures of pixels.
+_NO_PICTURES = ("EPS", "MPEG")
 # Refused above: the images are kept in memory, and a slip of a digit fills it.
 MAX_BYTES = 2**34
 
@@ -20,11 +23,13 @@ def from_directory(directory, image_size, on_error: str = "raise"):
 
     Images are turned as their EXIF data says, converted to RGB, cropped about their
     centre to the aspect ratio of `image_size` and resized to it. Classes are the
-    folders' names in alphabetical order. Hidden files and folders are passed over.
+    folders' names in alphabetical order. Hidden files and folders are passed over. So
+    are files that are no images by their suffix, and images beside the class folders:
+    how many and of which kinds is printed.
 
     Args:
-        directory: The folder, with `directory/<class>/<image>.jpg` (jpeg, png, webp,
-            bmp, gif).
+        directory: The folder, with `directory/<class>/<image>.jpg`, or of any other
+            kind that Pillow reads: png, webp, tiff, bmp, gif, avif, jp2, ppm, ...
         image_size: The (height, width) in pixels to resize to, or one integer for
             both.
         on_error: What to do with files that cannot be decoded: `"raise"`, or
@@ -61,13 +66,31 @@ def from_directory(directory, image_size, on_error: str = "raise"):
             f"`directory` is no folder. Received: directory={str(directory)!r}"
         )
     classes = sorted(path for path in directory.iterdir() if _is_folder(path))
-    files = [images_below(path) for path in classes]
+    is_image = _image_test()
+    below = [_files_below(path) for path in classes]
+    files = [list(filter(is_image, found)) for found in below]
+    others = _kinds(path for found in below for path in found if not is_image(path))
+    beside = _kinds(filter(is_image, directory.iterdir()))
     empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
     if empty or not classes:
         raise FileNotFoundError(
-            "`directory` must hold one folder a class, each with images "
-            f"({', '.join(_SUFFIXES)}); there are none in {empty or 'it'}. "
-            f"Received: directory={str(directory)!r}"
+            "`directory` must hold one folder a class, each with images of a kind that "
+            f"Pillow reads; there are none in {empty or 'it'}. It holds other files: "
+            f"{others or 'none'}; and images beside the class folders: "
+            f"{beside or 'none'}. Received: directory={str(directory)!r}"
+        )
+    passed_over = [
+        f"{what} ({kinds})"
+        for what, kinds in (
+            ("files that are no images", others),
+            ("images beside the class folders", beside),
+        )
+        if kinds
+    ]
+    if passed_over:
+        print(
+            f"passed over in {shown(directory)}: {' and '.join(passed_over)}",
+            flush=True,
         )
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
     images, kept = decode(sum(files, []), image_size, on_error)
@@ -141,7 +164,7 @@ def decode(files, image_size, on_error="raise"):
                 f"{text}{named}{more}\nReplace or remove them; a folder of your own "
                 "images takes on_error='skip' too (--on-error skip)."
             )
-        print(f"skipped: {text}{named}{more}", flush=True)
+        print(shown(f"skipped: {text}{named}{more}"), flush=True)
         images = images[kept]
     return images, kept
 
@@ -198,19 +221,56 @@ def statistics(images):
     return tuple(map(float, means)), tuple(map(float, stds))
 
 
-def _is_image(path):
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
+def image_suffixes():
+    """Return the suffixes of the images that Pillow reads, those of plug-ins too.
+
+    Example:
+
+    >>> from keras_lkca.data.folders import image_suffixes
+    >>> {".jpg", ".jfif", ".png", ".tif", ".pgm"} <= image_suffixes()
+    True
+    """
+    require("PIL", "data", "pillow")
+    from PIL import Image, ImageFile
+
+    suffixes = Image.registered_extensions()
+    formats = {"MPO"}  # opened as JPEG
+    for name, (opener, _) in Image.OPEN.items():
+        stub = isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+        if not stub and name not in _NO_PICTURES:
+            formats.add(name)
+    return frozenset(suffix for suffix, name in suffixes.items() if name in formats)
+
+
+def _image_test():
+    """Return the test of a path that tells images from other files."""
+    suffixes = image_suffixes()  # asked for once: there may be many files
+
+    def is_image(path):
+        hidden = path.name.startswith(".")
+        return path.suffix.lower() in suffixes and not hidden and path.is_file()
+
+    return is_image
+
+
+def _files_below(folder):
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def _kinds(paths):
+    """Count files by their suffixes, in words."""
+    counts = collections.Counter(path.suffix.lower() or "no suffix" for path in paths)
+    return ", ".join(f"{n:,} {shown(kind)}" for kind, n in counts.most_common())
 
 
 def images_below(folder):
     """Return a folder's images, however deep, but not within hidden folders."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if _is_image(path)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    return list(filter(_image_test(), _files_below(folder)))
 
 
 def _is_folder(path):
@@ -254,7 +314,7 @@ def tiny_imagenet(root, split, facts):
     else:
         lines = annotations.read_text().splitlines()
         class_of = dict(line.split("\t")[:2] for line in lines if line.count("\t"))
-        files = sorted(filter(_is_image, (folder / "val" / "images").iterdir()))
+        files = sorted(filter(_image_test(), (folder / "val" / "images").iterdir()))
         unknown = [f.name for f in files if class_of.get(f.name) not in classes]
         absent = sorted(set(class_of) - {file.name for file in files})
         if unknown or absent or not files:

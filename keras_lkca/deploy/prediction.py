@@ -13,6 +13,7 @@ from keras_lkca.models.classifiers import (
     check_classifier,
     gives_probabilities,
     task_of,
+    warn_if_divided,
 )
 from keras_lkca.models.image_model import check_class_names
 
@@ -62,6 +63,7 @@ def predict(
     check_classifier(model)
     names = names_of(model, class_names)
     images = _as_images(images, model)
+    warn_if_divided(model, images)
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
     if task_of(model) == "binary":

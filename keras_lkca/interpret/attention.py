@@ -1,5 +1,7 @@
 """Where a token looks: rows of the attention matrices, and their rollout."""
 
+import numbers
+
 import keras
 import numpy as np
 
@@ -190,13 +192,13 @@ def query_index(query, grid, class_token):
     if query is None and class_token:
         return 0
     fits = isinstance(query, (tuple, list)) and len(query) == 2
-    fits = fits and all(isinstance(x, (int, np.integer)) for x in query)
+    fits = fits and all(isinstance(x, numbers.Integral) for x in query)
     if not fits or not all(0 <= x < size for x, size in zip(query, grid, strict=True)):
         raise ValueError(
             f"`query` must be (row, column) on the token grid of {grid[0]} x "
             f"{grid[1]}, counted from 0. Received: query={query!r}"
         )
-    return query[0] * grid[1] + query[1] + class_token
+    return int(query[0] * grid[1] + query[1] + class_token)
 
 
 def check_image(model, image):

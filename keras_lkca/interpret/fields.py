@@ -1,5 +1,7 @@
 """Which pixels count: receptive fields by gradients, and class activation maps."""
 
+import numbers
+
 import keras
 import numpy as np
 
@@ -224,7 +226,7 @@ def _class_index(model, value, classes):
     names = getattr(model, "class_names", None) or ()
     if isinstance(value, str) and value in names:
         return names.index(value)
-    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not fits or not 0 <= value < classes:
         raise ValueError(
             f"`class_index` must be a class, 0 to {classes - 1}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.extras import require
+from keras_lkca.files import shown
 from keras_lkca.interpret.attention import (
     MAX_TOKENS,
     attention_map,
@@ -438,8 +439,8 @@ def plot_receptive_field(models, images, **arguments):
     for panel, (title, model) in zip(axes, models.items(), strict=True):
         field = effective_receptive_field(model, images, **arguments)
         # Four decades: what is dark holds next to nothing.
-        shown = np.log10(np.maximum(field / field.max(), 1e-4))
-        image = panel.imshow(shown, cmap=OVERLAY, vmin=-4, vmax=0)
+        decades = np.log10(np.maximum(field / field.max(), 1e-4))
+        image = panel.imshow(decades, cmap=OVERLAY, vmin=-4, vmax=0)
         areas = energy_areas(field)
         text = ", ".join(
             f"{share}: {area:.0%}"
@@ -494,12 +495,12 @@ def plot_saliency(model, images, class_index=None):
         values, _ = saliency(model, image, chosen)
         place = index // columns * 2 * columns + index % columns
         height, width = image.shape[:2]
-        shown = _displayed(image)
-        axes[place].imshow(shown, cmap="gray", vmin=0, vmax=255)
+        picture = _displayed(image)
+        axes[place].imshow(picture, cmap="gray", vmin=0, vmax=255)
         label = names[chosen] if names and not isinstance(chosen, str) else chosen
-        axes[place].set_title(str(label), size=9, parse_math=False)
+        axes[place].set_title(shown(label), size=9, parse_math=False)
         panel = axes[place + columns]
-        panel.imshow(shown, cmap="gray", vmin=0, vmax=255)
+        panel.imshow(picture, cmap="gray", vmin=0, vmax=255)
         limit = np.abs(values).max() or 1.0
         drawn = panel.imshow(
             values,

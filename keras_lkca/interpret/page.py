@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.extras import require
-from keras_lkca.files import atomic
+from keras_lkca.files import atomic, shown
 from keras_lkca.internals import is_quantized, layers_by_path, sublayers
 from keras_lkca.interpret import figures
 from keras_lkca.interpret.attention import self_attention, static_grid
@@ -126,7 +126,7 @@ def report(
     facts, table = _facts(model, images), _table(model, images)
     page = _page(title or given_name(model), sections, facts, table)
     with atomic(output) as path:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(shown(page), encoding="utf-8")
     return output
 
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_lkca.backend import affine
-from keras_lkca.checks import check_rate
+from keras_lkca.checks import check_positive_int, check_rate
 from keras_lkca.internals import is_quantized
 
 # What Keras's `enable_lora` takes, for adapters of low rank.
@@ -23,6 +23,7 @@ class TokenDense(keras.layers.Dense):
     the bias within the product.
 
     Args:
+        units: Positive integer, channels of an output.
         *args: See `keras.layers.Dense`.
         **kwargs: See `keras.layers.Dense`.
 
@@ -48,6 +49,9 @@ class TokenDense(keras.layers.Dense):
     References:
         - Keras, [Dense layer](https://keras.io/api/layers/core_layers/dense/).
     """
+
+    def __init__(self, units: int, *args, **kwargs):
+        super().__init__(check_positive_int("units", units), *args, **kwargs)
 
     def call(self, inputs, training=None):
         """Multiply by the kernel."""

@@ -8,6 +8,7 @@ from keras_lkca.checks import (
     check_kernel_size,
     check_positive_int,
     check_rate,
+    check_seed,
 )
 from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
 from keras_lkca.ops.conv import check_method
@@ -134,10 +135,10 @@ class LKCA(HoldsDense, keras.layers.Layer):
         self.gate_activation = gate_activation and keras.activations.get(
             gate_activation
         )
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.dropout = keras.layers.Dropout(
             check_rate("dropout_rate", dropout_rate),
-            seed=seed,
+            seed=self.seed,
             dtype=self.dtype_policy,
             name="dropout",
         )

@@ -70,7 +70,7 @@ class PatchEmbedding(HoldsDense, keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.projection = TokenDense(
-            embed_dim,
+            self.embed_dim,
             kernel_initializer=self.kernel_initializer,
             bias_initializer=self.bias_initializer,
             dtype=self.dtype_policy,

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lkca.checks import check_divides, check_positive_int, check_rate
+from keras_lkca.checks import check_divides, check_positive_int, check_rate, check_seed
 from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
 
 
@@ -66,10 +66,10 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         self.use_bias = use_bias
         self.projection_initializer = keras.initializers.get(projection_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.dropout = keras.layers.Dropout(
             check_rate("dropout_rate", dropout_rate),
-            seed=seed,
+            seed=self.seed,
             dtype=self.dtype_policy,
             name="dropout",
         )

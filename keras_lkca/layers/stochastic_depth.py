@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_lkca.checks import check_rate
+from keras_lkca.checks import check_rate, check_seed
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -29,7 +29,7 @@ class StochasticDepth(keras.layers.Layer):
         The input shape.
 
     Raises:
-        ValueError: If `rate` is not in [0, 1].
+        ValueError: If `rate` is not in [0, 1], or `seed` no integer.
 
     Example:
 
@@ -47,9 +47,9 @@ class StochasticDepth(keras.layers.Layer):
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.rate = check_rate("rate", rate)
-        self.seed = seed
+        self.seed = check_seed(seed)
         if rate > 0:
-            self.seed_generator = keras.random.SeedGenerator(seed)
+            self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.built = True
 
     def call(self, inputs, training=False):

@@ -223,7 +223,7 @@ def check_ratio(name, value):
         raise ValueError(
             f"`{name}` must be a positive number. Received: {name}={value!r}"
         )
-    return value
+    return float(value)
 
 
 def _join(prefix, part):

@@ -1,6 +1,9 @@
 """What a classifier of any making takes and gives."""
 
+import warnings
+
 import keras
+import numpy as np
 
 from keras_lkca.internals import calls, producer
 
@@ -93,6 +96,72 @@ def _is_graph(model):
     return bool(getattr(model, "outputs", None))
 
 
+def warn_if_divided(model, images, name="images"):
+    """Warn of float images in [0, 1] where a model itself divides by 255.
+
+    It does where the first thing that happens to its images is a Rescaling that makes
+    them smaller, as in every model of this library. Black images are no sign of it.
+
+    Args:
+        model: Any Keras model.
+        images: Array of images.
+        name: What the caller calls them.
+
+    Returns:
+        Whether it warned.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT
+    >>> from keras_lkca.models.classifiers import warn_if_divided
+    >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    >>> warn_if_divided(model, np.full((1, 8, 8, 1), 255, "uint8"))
+    False
+    """
+    images = np.asarray(images)
+    # ml_dtypes' bfloat16 is of the kind "V".
+    if not images.size or images.dtype.kind in "uib" or not _divides(model):
+        return False
+    least, most = float(images.min()), float(images.max())
+    if not 0 <= least <= most <= 1 or most == 0:
+        return False
+    warnings.warn(
+        f"The values of `{name}` lie between {least:.3g} and {most:.3g}, as if they "
+        "were divided by 255. The model does that itself, and now sees almost black "
+        f"images: pass them as they are, in [0, 255]. Received: {images.dtype} "
+        f"{images.shape}",
+        stacklevel=3,
+    )
+    return True
+
+
+def _divides(model):
+    """Whether a model makes its images smaller before anything else."""
+    inputs = {id(tensor) for tensor in getattr(model, "inputs", None) or ()}
+    first = [
+        call
+        for call in calls(model)
+        if any(id(tensor) in inputs for tensor in call.input_tensors)
+    ]
+    while len(first) == 1:
+        (call,) = first
+        layer = call.operation
+        if isinstance(layer, keras.Model) and _is_graph(layer):
+            return _divides(layer)
+        if isinstance(layer, keras.layers.Rescaling):
+            return bool(np.abs(layer.scale).max() < 1)
+        if not isinstance(layer, (keras.layers.Resizing, keras.layers.Identity)):
+            return False
+        outputs = {id(tensor) for tensor in call.outputs}
+        first = [
+            call
+            for call in calls(model)
+            if any(id(tensor) in outputs for tensor in call.input_tensors)
+        ]
+    return False
+
+
 def class_names(model):
     """Return the names of a classifier's classes, or `None` where they are not known.
 
@@ -127,6 +196,11 @@ def _last(tensor):
     # What it does to each step it would do to one.
     many = isinstance(last, keras.layers.TimeDistributed)
     return call, last.layer if many else last, index
+
+
+def number_of_classes(model):
+    """Return how many classes a classifier tells apart; one column tells two."""
+    return max(model.output_shape[-1], 2)
 
 
 def gives_probabilities(model):

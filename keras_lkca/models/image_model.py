@@ -166,6 +166,26 @@ class ImageModel(keras.Model):
         _set_weights(model, values, preset, {**given, **overrides})
         return model
 
+    def save(self, filepath, overwrite: bool = True, **kwargs):
+        """Save the model, as `keras.Model.save`.
+
+        Args:
+            filepath: The file, `.keras`.
+            overwrite: Whether to replace what is there.
+            **kwargs: Further arguments of `keras.Model.save`.
+
+        Raises:
+            ValueError: If the file is `.h5`, which keeps a model's class without its
+                package and so could not be loaded.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "`filepath` must end with .keras: Keras cannot load a "
+                f"{type(self).__name__} from .h5; its weights alone go into "
+                f".weights.h5 (save_weights). Received: filepath={str(filepath)!r}"
+            )
+        super().save(filepath, overwrite=overwrite, **kwargs)
+
     def get_config(self):
         """Return the constructor's arguments or the graph, and what was changed."""
         if self._arguments is None:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_lkca.backend import device_kind, repeatable, version
-from keras_lkca.files import atomic
+from keras_lkca.files import atomic, shown
 from keras_lkca.ops.conv import large_kernel_conv
 from keras_lkca.ops.plan import (
     METHODS,
@@ -110,7 +110,7 @@ def calibrate(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_text(json.dumps({**kept, **entries}, indent=1) + "\n")
-    report(f"wrote {path}")
+    report(f"wrote {shown(path)}")
     return entries
 
 

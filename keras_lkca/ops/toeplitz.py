@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_lkca.backend import batches_products
+from keras_lkca.checks import check_positive_int
 from keras_lkca.ops.kernels import check_kernel, fit_kernel, windows
 
 
@@ -74,11 +75,8 @@ def attention_matrix(kernel, height, width):
     """
     kernel = ops.convert_to_tensor(kernel)
     check_kernel(kernel)
-    for name, size in (("height", height), ("width", width)):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"`{name}` must be a positive integer. Received: {name}={size!r}"
-            )
+    height = check_positive_int("height", height)
+    width = check_positive_int("width", width)
     groups, tokens = kernel.shape[-1], height * width
     kernel = ops.transpose(fit_kernel(kernel, 2 * height - 1, 2 * width - 1), (2, 0, 1))
     matrix = windows(kernel, width, axis=1)  # g, j, row offset, l

@@ -1,28 +1,38 @@
 """What a trained classifier is worth: figures and pictures."""
 
+import keras
 import numpy as np
 
+from keras_lkca.data.batches import as_one_hot
 from keras_lkca.data.datasets import check_labels
-from keras_lkca.models.classifiers import gives_probabilities
+from keras_lkca.files import shown
+from keras_lkca.models.classifiers import (
+    gives_probabilities,
+    task_of,
+    warn_if_divided,
+)
 
 
 def evaluate(model, images, labels, batch_size: int = 128):
     """Classify images and compare with their labels.
 
     Args:
-        model: A classifier that returns logits, or ends with a softmax.
-        images: Array of images.
-        labels: Integer array `(n,)`.
+        model: A classifier that returns logits, or ends with a softmax or a sigmoid.
+        images: Array of images in [0, 255].
+        labels: Integer array `(n,)`; for one column `(n,)` or `(n, 1)` of 0 and 1; for
+            several labels an image `(n, classes)` of 0 and 1.
         batch_size: Images per step.
 
     Returns:
         A dictionary of `test_loss` (the cross-entropy, without label smoothing),
         `test_accuracy` and, above five classes, `test_top5_accuracy`; and the
         confusion matrix `(classes, classes)`, true classes down, predicted ones
-        across.
+        across. For several labels an image the accuracy is the share of all answers
+        that are right, `test_auc` the mean area under the labels' ROC curves, and
+        there is a matrix `(classes, 2, 2)` of no and yes for each label.
 
     Raises:
-        ValueError: If there is not a label in [0, classes) for each image.
+        ValueError: If the labels are not as above.
 
     Example:
 
@@ -33,11 +43,61 @@ def evaluate(model, images, labels, batch_size: int = 128):
     >>> sorted(scores), int(confusion.sum())
     (['test_accuracy', 'test_loss', 'test_top5_accuracy'], 397)
     """
-    logits = model.predict(images, batch_size=batch_size, verbose=0)
-    logits = np.asarray(logits, "float64")
-    if gives_probabilities(model):
+    warn_if_divided(model, images)
+    return measure(model, images, labels, batch_size, task_with(model, labels))
+
+
+def task_with(model, labels):
+    """Return what a classifier decides, see `task_of`, where its labels may tell.
+
+    Logits on several columns are of several labels an image where the labels are: rows
+    of 0 and 1 that do not all sum to 1.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT
+    >>> from keras_lkca.training.evaluation import task_with
+    >>> model = LKCAViT((8, 8, 1), num_classes=3, patch_size=4, embed_dim=8, depth=1)
+    >>> task_with(model, np.array([[1, 0, 1], [0, 1, 0]]))
+    'multilabel'
+    """
+    task, labels = task_of(model), np.asarray(labels)
+    if task != "categorical" or gives_probabilities(model) or labels.ndim != 2:
+        return task
+    several = labels.shape[1] > 1 and (labels.sum(1) != 1).any()
+    return "multilabel" if several and np.isin(labels, (0, 1)).all() else task
+
+
+def measure(model, images, labels, batch_size, task):
+    """Do what `evaluate` does for a task that is known."""
+    outputs = model.predict(images, batch_size=batch_size, verbose=0)
+    outputs = np.asarray(outputs, "float64")
+    if task == "categorical":
+        return _one_of_many(outputs, np.asarray(labels), gives_probabilities(model))
+    labels = as_one_hot(labels, len(outputs), outputs.shape[1])
+    if not gives_probabilities(model):
+        outputs = 1 / (1 + np.exp(-np.clip(outputs, -60, 60)))
+    yes, no = (np.log(np.maximum(x, 1e-30)) for x in (outputs, 1 - outputs))
+    predicted, true = outputs > 0.5, labels > 0.5
+    scores = {
+        "test_loss": float(-(labels * yes + (1 - labels) * no).mean()),
+        "test_accuracy": float((predicted == true).mean()),
+    }
+    confusion = np.zeros((labels.shape[1], 2, 2), int)
+    columns = np.broadcast_to(np.arange(labels.shape[1]), labels.shape)
+    np.add.at(confusion, (columns, true.astype(int), predicted.astype(int)), 1)
+    if task == "binary":
+        return scores, confusion[0]
+    auc = keras.metrics.AUC(multi_label=True, num_labels=labels.shape[1])
+    auc.update_state(true, outputs)
+    scores["test_auc"] = float(keras.ops.convert_to_numpy(auc.result()))
+    return scores, confusion
+
+
+def _one_of_many(logits, labels, probabilities):
+    if probabilities:
         logits = np.log(np.maximum(logits, 1e-30))
-    labels = np.asarray(labels)
     count, classes = logits.shape
     check_labels(labels, count, classes)
     peak = logits.max(1)
@@ -60,6 +120,8 @@ def evaluate(model, images, labels, batch_size: int = 128):
 def per_class(confusion, names):
     """Return each class's accuracy, `None` where there were no images of it.
 
+    Of several labels an image it is the share of right answers about each.
+
     Example:
 
     >>> import numpy as np
@@ -67,6 +129,10 @@ def per_class(confusion, names):
     >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
     {'cat': 0.75, 'dog': None}
     """
+    if confusion.ndim == 3:
+        right = confusion[:, 0, 0] + confusion[:, 1, 1]
+        shares = right / confusion.sum((1, 2))
+        return dict(zip(names, map(float, shares), strict=True))
     counts = confusion.sum(1)
     return {
         name: float(confusion[i, i] / counts[i]) if counts[i] else None
@@ -122,5 +188,5 @@ def confusion_figure(confusion, names, title):
 
 
 def _literal(text):
-    """Keep matplotlib from reading dollars as mathematics."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading dollars as mathematics, and from no UTF-8."""
+    return shown(text).replace("$", r"\$")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import numbers
 import pathlib
 import re
 import shlex
@@ -14,10 +15,17 @@ import numpy as np
 from keras_lkca import data
 from keras_lkca.backend import device_kind, draws_from_one_generator
 from keras_lkca.checks import check_positive_int
-from keras_lkca.data.batches import as_one_hot, check_mixing, check_numbers
+from keras_lkca.data.batches import (
+    as_one_hot,
+    check_class_weight,
+    check_known,
+    check_mixing,
+    check_numbers,
+    class_weights,
+)
 from keras_lkca.extras import require
-from keras_lkca.files import atomic
-from keras_lkca.models.classifiers import class_names
+from keras_lkca.files import atomic, shown
+from keras_lkca.models.classifiers import class_names, task_of, warn_if_divided
 from keras_lkca.models.image_model import given_name
 from keras_lkca.training import callbacks, evaluation
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
@@ -40,6 +48,7 @@ DEFAULTS = {
     "pipeline": None,
     "jit_compile": None,
     "tensorboard": False,
+    "class_weight": None,
 }
 
 
@@ -56,6 +65,7 @@ def fit(
     pipeline: str | None = LEFT_OUT,
     jit_compile: bool | None = LEFT_OUT,
     tensorboard: bool = LEFT_OUT,
+    class_weight=LEFT_OUT,
     facts=None,
     name: str | None = None,
     about: dict | None = None,
@@ -73,19 +83,26 @@ def fit(
     that it would have had without a break, under the same backend.
 
     Args:
-        model: A built Keras model from images to `(batch, classes)`. One that is not
+        model: A built Keras model from images to `(batch, classes)`: one class out of
+            many by a softmax or logits, yes or no by one column, any number of labels
+            by a sigmoid on several columns, or by logits where the labels are such
+            (those of arrays; of a dataset's batches only the model tells). One that is
+            not
             compiled, or was by this function, is compiled with the recipe's optimizer
             and loss. One that you compiled keeps your optimizer, loss and metrics; the
             recipe then gives the epochs, the batches and the augmentation. A loss of
             integer labels, as `"sparse_categorical_crossentropy"`, gets them.
         train: Pair of arrays, images in [0, 255] `(n, height, width, channels)` and
-            labels: integers `(n,)`, or `(n, classes)`. Or a dataset of batches of them:
+            labels: integers `(n,)`, or `(n, classes)`; for one column 0 and 1; for
+            several labels an image `(n, classes)` of 0 and 1, the rows of any sum. Or a
+            dataset of batches of them, with weights of the images as a third if you
+            like, which count in the training alone:
             `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
             iterable with a length, see `keras_lkca.data.dataset_batches`. Do not
             repeat it, and leave augmentation to the recipe.
         validation: Likewise, read into memory; or a float in (0, 1), the share of the
-            training arrays to hold out, drawn class by class. `None` for none: the
-            best epoch is then the last.
+            training arrays to hold out, drawn class by class where an image has one.
+            `None` for none: the best epoch is then the last.
         test: Likewise, or `None`. The same object as `validation` chooses the best
             epoch by the test images, as many papers report, which flatters.
         recipe: Defaults to `Recipe.paper()`; on resuming to the run's.
@@ -101,6 +118,10 @@ def fit(
             TensorFlow is installed, else to `"arrays"`.
         jit_compile: As for `keras.Model.compile`; defaults to Keras's choice.
         tensorboard: Whether to log into `output/tensorboard`. Needs TensorFlow.
+        class_weight: What an image of each class counts in the training's loss: a
+            dictionary of class, by number or name, to weight, 1 for those it leaves
+            out; a sequence of a weight per class; or, for arrays, `"balanced"`:
+            `n / (classes * count)` of the training images. Validation counts all alike.
         facts: `keras_lkca.data.Dataset` of the images, as `from_directory` returns it:
             whether they may be mirrored, and the mean that fills what is erased.
         name: What the run is called in its files. Defaults to the name that the model
@@ -145,6 +166,11 @@ def fit(
         "tensorboard": tensorboard,
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
+    shape, classes = _shapes(model)
+    if class_weight is not LEFT_OUT:
+        names = _names(model, facts, classes)
+        class_weight = check_class_weight(class_weight, classes, names)
+        arguments["class_weight"] = class_weight
     about = plain(about or {})
     config = read_config(output) if resume else None
     arguments = merge(
@@ -157,7 +183,6 @@ def fit(
     pipeline = pipeline or _default_pipeline()
     if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
         require("tensorflow", "tensorflow")
-    shape, classes = _shapes(model)
     if isinstance(train, str) or not hasattr(train, "__iter__"):
         if not isinstance(train, keras.utils.PyDataset):
             raise ValueError(
@@ -166,17 +191,25 @@ def fit(
             )
     on_test = test is not None and validation is test
     train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
-    if isinstance(validation, float):
+    if isinstance(validation, numbers.Real):
         train, validation = hold_out(train, validation, arguments["seed"], "validation")
     validation, test = (
         images if images is None else _arrays(images, split, shape, classes)
         for images, split in ((validation, "validation"), (test, "test"))
     )
+    pairs = {"train": train, "validation": validation, "test": test}
+    pairs = {name: pair for name, pair in pairs.items() if _is_pair(pair)}
+    task = _task(model, pairs)
+    # Once: what is divided is so everywhere.
+    divided = False
+    for split, (images, _) in pairs.items():
+        divided = divided or warn_if_divided(model, images, f"{split}[0]")
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
     keras.utils.set_random_seed(arguments["seed"])
-    averaging = _compile(model, recipe, recipe.epochs * steps, arguments["jit_compile"])
+    jit_compile = arguments["jit_compile"]
+    averaging = _compile(model, recipe, recipe.epochs * steps, jit_compile, task)
     batches, labels_of = _batches(
-        train, model, recipe, facts, arguments, pipeline, steps
+        train, model, recipe, facts, arguments, pipeline, steps, divided
     )
     name = name or given_name(model)
     current = {
@@ -206,13 +239,13 @@ def fit(
         }
         write_json(folder / "config.json", config)
     if (folder / "metrics.json").exists():
-        print(f"the run in {folder} is complete")
+        print(f"the run in {shown(folder)} is complete")
         return json.loads((folder / "metrics.json").read_text())
     images = f"{len(train[0]):,} images, " if _is_pair(train) else ""
     resumed = f", resumed after epoch {len(rows)}" if rows else ""
     print(
-        f"{name}: {current['parameters']:,} parameters, {images}{steps} steps per epoch"
-        f"{resumed}"
+        f"{shown(name)}: {current['parameters']:,} parameters, {images}{steps} steps "
+        f"per epoch{resumed}"
     )
     seeding, board = [], []
     if draws_from_one_generator():
@@ -259,7 +292,7 @@ def fit(
     if not rows:
         raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
     names = _names(model, facts, classes)
-    return _finish(model, config, folder, rows, test, on_test, names)
+    return _finish(model, config, folder, rows, test, on_test, names, task)
 
 
 def check_arguments(arguments):
@@ -305,11 +338,12 @@ def _arrays(source, name, shape, classes):
     """Return images and labels as arrays that fit the model, a dataset read whole."""
     if not _is_pair(source):
         batches = [tuple(map(keras.ops.convert_to_numpy, batch)) for batch in source]
-        if not batches or len(batches[0]) != 2:
+        if not batches or len(batches[0]) not in (2, 3):
             raise ValueError(
                 f"`{name}` must give batches (images, labels). Received: "
                 f"{len(batches)} batches of {len(batches[0]) if batches else 'nothing'}"
             )
+        batches = [batch[:2] for batch in batches]  # weights are for the training
         source = [np.concatenate(part) for part in zip(*batches, strict=True)]
     images, labels = map(np.asarray, source)
     check_numbers(images)
@@ -322,28 +356,40 @@ def _arrays(source, name, shape, classes):
             f"Received: {images.shape}"
         )
     one_hot = as_one_hot(labels, len(images), classes)
-    integers = one_hot.argmax(-1)
-    exact = one_hot.max(-1) == 1
+    if classes == 1:
+        integers, exact = one_hot[:, 0].astype(int), np.isin(one_hot, (0, 1))
+    else:
+        integers = one_hot.argmax(-1)
+        exact = (one_hot.max(-1) == 1) & (one_hot.sum(-1) == 1)
     return images, integers if exact.all() else one_hot
 
 
+def _task(model, pairs):
+    """Return what the model decides, `None` for one of the user's own that hides it."""
+    try:
+        tasks = [evaluation.task_with(model, labels) for _, labels in pairs.values()]
+        return "multilabel" if "multilabel" in tasks else task_of(model)
+    except ValueError:
+        return None
+
+
 def hold_out(train, share, seed, argument):
-    """Cut a share off the training images, drawn class by class.
+    """Cut a share off the training images, drawn class by class where each has one.
 
     Args:
-        train: Pair of arrays, images and integer labels.
+        train: Pair of arrays, images and labels: integers, or a row for each image.
         share: Float, the share.
         seed: Seed of the draw.
         argument: The share's name, for the messages.
     """
-    if not _is_pair(train) or train[1].ndim != 1 or not 0 < share < 1:
+    if not _is_pair(train) or not 0 < share < 1:
         raise ValueError(
             f"`{argument}` must be images and labels, a dataset of them, or a share in "
-            "(0, 1) of training arrays with a class each. Received: "
-            f"{argument}={share!r}"
+            f"(0, 1) of training arrays. Received: {argument}={share!r}"
         )
     images, labels = train
-    rows, others = data.split(labels, share, seed)
+    alike = labels if labels.ndim == 1 else np.zeros(len(labels), int)
+    rows, others = data.split(alike, float(share), seed)
     if not len(rows) or not len(others):
         raise ValueError(
             f"`{argument}` must leave images on both sides of {len(labels)}; use more "
@@ -378,13 +424,13 @@ def _steps(train, recipe, steps):
     return steps or max(recipe.passes_per_epoch * count // recipe.batch_size, 1)
 
 
-def _compile(model, recipe, total_steps, jit_compile):
+def _compile(model, recipe, total_steps, jit_compile, task):
     """Compile the model unless the user did, and return what averages its weights."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None or optimizer.name == OPTIMIZER:
         jit = "auto" if jit_compile is None else jit_compile
-        recipe.compile(model, total_steps, jit)
+        recipe.compile(model, total_steps, jit, task)
         return recipe.callbacks()
     print(
         "the model keeps the optimizer, loss and metrics that it was compiled with; "
@@ -395,7 +441,7 @@ def _compile(model, recipe, total_steps, jit_compile):
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
 
-def _batches(train, model, recipe, facts, arguments, pipeline, steps):
+def _batches(train, model, recipe, facts, arguments, pipeline, steps, divided):
     """Return the batches from an epoch on, and the labels that the loss takes."""
     _, classes = _shapes(model)
     loss = model.loss
@@ -411,10 +457,19 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps):
         augmentation = recipe.augmentation(mean=mean)
 
     check_mixing(augmentation, one_hot)
+    class_weight = arguments["class_weight"]
+    if _is_pair(train):
+        class_weights(class_weight, as_one_hot(train[1], len(train[1]), classes))
+    else:
+        check_known(class_weight)
+
+    def look(images):
+        if not divided:
+            warn_if_divided(model, images, "train")
 
     def batches(epoch):
         options = {"augmentation": augmentation, "seed": arguments["seed"]}
-        options["one_hot"] = one_hot
+        options |= {"one_hot": one_hot, "class_weight": class_weight}
         if _is_pair(train):
             return data.training_batches(
                 *(*train, recipe.batch_size, classes),
@@ -424,7 +479,10 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps):
             )
         passes, each = _passes(train, recipe, arguments["steps_per_epoch"])
         return data.dataset_batches(
-            train, classes, each, first_epoch=epoch * passes, **options
+            *(train, classes, each),
+            first_epoch=epoch * passes,
+            look=look,
+            **options,
         )
 
     def labels_of(labels):
@@ -436,10 +494,10 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps):
 
 def _names(model, facts, classes):
     names = class_names(model) or (facts and facts.class_names)
-    return names or tuple(map(str, range(classes)))
+    return names or tuple(map(str, range(max(classes, 2))))
 
 
-def _finish(model, config, folder, rows, test, on_test, names):
+def _finish(model, config, folder, rows, test, on_test, names, task):
     """Read the test images, for the best and the last epoch, whose weights stay."""
     arguments, best = config["arguments"], callbacks.best_epoch(rows)
     batch_size = arguments["recipe"]["batch_size"]
@@ -450,7 +508,8 @@ def _finish(model, config, folder, rows, test, on_test, names):
             if epoch not in scores:
                 # Into the model in hand: its own layers may be registered nowhere.
                 model.load_weights(folder / f"{name}.keras")
-                scores[epoch] = evaluation.evaluate(model, *test, batch_size)
+                tested = task or evaluation.task_with(model, test[1])
+                scores[epoch] = evaluation.measure(model, *test, batch_size, tested)
             results[name] |= scores[epoch][0]
         if not on_test and "val_accuracy" in rows[0]:
             results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
@@ -474,8 +533,8 @@ def _finish(model, config, folder, rows, test, on_test, names):
         "versions": config["versions"],
     }
     if config["images"]["train"]:
-        shown = len(rows) * config["steps_per_epoch"] * batch_size
-        metrics["images_per_second"] = round(shown / seconds)
+        seen = len(rows) * config["steps_per_epoch"] * batch_size
+        metrics["images_per_second"] = round(seen / seconds)
     if test is not None:
         confusion = scores[best][1]
         metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
@@ -487,7 +546,7 @@ def _finish(model, config, folder, rows, test, on_test, names):
             f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last "
             f"epoch, {metrics['best']['test_accuracy']:.2%} after the best, {best}; "
         )
-    print(f"{reached}wrote {folder}")
+    print(f"{reached}wrote {shown(folder)}")
     return metrics
 
 
@@ -500,7 +559,7 @@ def _draw(config, folder, rows, best, on_test, names, confusion):
         held_out = "test" if on_test else "validation"
         figure = evaluation.curves(rows, title, best, held_out)
         figure.savefig(path, dpi=120)
-    if confusion is not None:
+    if confusion is not None and confusion.ndim == 2:
         with atomic(folder / "confusion.png") as path:
             figure = evaluation.confusion_figure(confusion, names, title)
             figure.savefig(path, dpi=120)

@@ -7,7 +7,7 @@ import keras
 
 from keras_lkca.checks import check_number, check_positive_int, check_rate
 from keras_lkca.data.augmentation import Augmentation
-from keras_lkca.models.classifiers import gives_probabilities
+from keras_lkca.models.classifiers import gives_probabilities, task_of
 
 # By which `fit` knows a model that it compiled before.
 OPTIMIZER = "adamw_of_recipe"
@@ -235,23 +235,38 @@ class Recipe:
             optimizer.exclude_from_weight_decay(var_list=spared)
         return optimizer
 
-    def loss(self, from_logits: bool = True):
+    def loss(self, from_logits: bool = True, task: str = "categorical"):
         """Return the cross-entropy of a model's outputs and one-hot or mixed labels.
 
         Args:
-            from_logits: `False` where the model ends with a softmax.
+            from_logits: `False` where the model ends with a softmax or a sigmoid.
+            task: `"categorical"` for one class out of many; `"binary"` for one column,
+                or `"multilabel"` for any number of labels an image, whose labels are 0
+                and 1 and whose loss is the binary cross-entropy.
         """
-        return keras.losses.CategoricalCrossentropy(
-            from_logits=from_logits, label_smoothing=self.label_smoothing
-        )
+        losses = keras.losses
+        kind = losses.CategoricalCrossentropy
+        if task != "categorical":
+            kind = losses.BinaryCrossentropy
+        return kind(from_logits=from_logits, label_smoothing=self.label_smoothing)
 
-    def compile(self, model, total_steps: int, jit_compile="auto"):
+    def compile(
+        self, model, total_steps: int, jit_compile="auto", task: str | None = None
+    ):
         """Compile a model with the recipe's optimizer and loss, accuracy and top-5.
 
+        With several labels an image the accuracy is the share of all answers that are
+        right, and the area under the ROC curve stands beside it. In training it counts
+        mixed labels as wrong.
+
         Args:
-            model: A classifier that returns logits, or ends with a softmax.
+            model: A classifier that returns logits, or ends with a softmax or a
+                sigmoid.
             total_steps: Positive integer, the steps of the whole run.
             jit_compile: As for `keras.Model.compile`.
+            task: See `loss`. Defaults to what the model's outputs tell: one column is
+                yes or no, a sigmoid on several gives several labels, anything else is
+                one class out of many.
 
         Example:
 
@@ -260,12 +275,21 @@ class Recipe:
         >>> model = LKCAViT((8, 8, 1), patch_size=1, embed_dim=16, depth=1)
         >>> Recipe.quick().compile(model, total_steps=100)
         """
-        metrics = ["accuracy"]
-        if model.output_shape[-1] > 5:
-            metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
+        task, classes = task or task_of(model), model.output_shape[-1]
+        from_logits = not gives_probabilities(model)
+        if task == "categorical":
+            metrics = ["accuracy"]
+            if classes > 5:
+                metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
+        else:
+            threshold = 0.0 if from_logits else 0.5
+            metrics = [keras.metrics.BinaryAccuracy("accuracy", threshold=threshold)]
+        if task == "multilabel":
+            options = {"num_labels": classes, "from_logits": from_logits}
+            metrics.append(keras.metrics.AUC(name="auc", multi_label=True, **options))
         model.compile(
             optimizer=self.optimizer(total_steps, model.trainable_variables),
-            loss=self.loss(from_logits=not gives_probabilities(model)),
+            loss=self.loss(from_logits, task),
             metrics=metrics,
             jit_compile=jit_compile,
         )

@@ -53,6 +53,7 @@ def train(
     jit_compile: bool | None = LEFT_OUT,
     tensorboard: bool = LEFT_OUT,
     steps_per_epoch: int | None = LEFT_OUT,
+    class_weight=LEFT_OUT,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
@@ -99,6 +100,8 @@ def train(
         tensorboard: Whether to log into `output/tensorboard`. Needs TensorFlow.
         steps_per_epoch: Positive integer, to end epochs early; `None` for
             `recipe.passes_per_epoch` passes.
+        class_weight: What an image of each class counts in the loss, see
+            `keras_lkca.training.fit`: `"balanced"` makes up for classes of few images.
 
     Returns:
         What `metrics.json` holds.
@@ -192,6 +195,7 @@ def train(
         pipeline=settings["pipeline"],
         jit_compile=settings["jit_compile"],
         tensorboard=settings["tensorboard"],
+        class_weight=class_weight,
         facts=facts,
         name=f"{preset} on {pathlib.Path(about['dataset']).name}",
         about=about,

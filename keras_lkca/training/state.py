@@ -1,6 +1,7 @@
 """A run's folder: what is written there, and how a run goes on from it."""
 
 import json
+import numbers
 import os
 import pathlib
 import platform
@@ -49,6 +50,7 @@ def read_config(output):
     try:
         config = json.loads(path.read_text())
         backend, arguments = config["backend"], config["arguments"]
+        arguments.setdefault("class_weight", None)  # which runs of before have not
         # As the fields of this version.
         arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
     except (ValueError, KeyError, TypeError) as error:
@@ -76,12 +78,21 @@ def plain(arguments):
             )
         arguments["recipe"] = recipe.to_dict()
     try:
-        return json.loads(json.dumps(arguments))
+        return json.loads(json.dumps(arguments, default=_as_python))
     except TypeError as error:
         raise ValueError(
             "The arguments must be such that config.json can hold them: numbers, "
             f"strings, lists, dictionaries ({error})."
         ) from error
+
+
+def _as_python(value):
+    """Return NumPy's arrays, and numbers of other types, as Python's own."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def merge(arguments, config, defaults):
