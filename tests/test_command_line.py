@@ -175,7 +175,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         "--model-set num_heads=2 qkv_bias=True --output r --resume --seed 3 "
         "--fraction 0.5 --validation-split 0.2 --select test --pipeline arrays "
         "--dtype mixed_bfloat16 --no-jit-compile --tensorboard --steps-per-epoch 5 "
-        "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=.5".split()
+        "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=0.5".split()
     )
     assert received.keys() == known
     assert received.pop("recipe") == Recipe.quick(
@@ -464,6 +464,21 @@ def test_classes_that_are_not_the_model_s_are_named(call, digits_model, tmp_path
     LKCAViT((8, 8, 4), patch_size=2, embed_dim=8, depth=1).save(deep)
     error = call("evaluate", deep, tmp_path / "a", expect=2)
     assert "images of 1 channel or 3" in error
+
+
+def test_evaluate_one_column_and_not_several_labels(call, tmp_path):
+    images, labels = data.digits("test")
+    few = labels < 2
+    write_images(tmp_path / "a", images[few], labels[few], 40)
+    options = {"patch_size": 4, "embed_dim": 8, "depth": 1}
+    names = ["digit 1", "digit 0"]
+    LKCAViT((8, 8, 1), 1, class_names=names, **options).save(tmp_path / "one.keras")
+    out = call("evaluate", tmp_path / "one.keras", tmp_path / "a")
+    assert "40 images of" in out and out.index("digit 1") < out.index("digit 0")
+    options |= {"classifier_activation": "sigmoid"}
+    LKCAViT((8, 8, 1), 3, **options).save(tmp_path / "several.keras")
+    error = call("evaluate", tmp_path / "several.keras", tmp_path / "a", expect=2)
+    assert "gives any number of labels an image" in error
 
 
 def test_evaluate_skips_damaged_files_if_asked(call, capsys, digits_model, tmp_path):
