@@ -61,7 +61,8 @@ class LKCANet(ImageModel):
         pooling: `"avg"` or `"max"` over the tokens, followed by LayerNorm; `None`,
             with `include_top=False` only, returns the last block's feature map.
         classifier_activation: Activation of the classifier: `None` for logits,
-            `"softmax"` for probabilities.
+            `"softmax"` for probabilities, `"sigmoid"` for several labels an image or
+            for yes or no of one column.
         image_mean: Number or one per channel, the images' mean on the scale [0, 1].
             Defaults to 0.5.
         image_std: Likewise their standard deviation. Defaults to 0.5.
