@@ -138,10 +138,41 @@ def passes():
                     )
 
 
+def design():
+    """Yield short runs of what an LKCANet may be made of, two seeds each."""
+    narrow = {"value_ratio": 1, "mlp_ratio": 2, "num_kernels": 1, "stem_depth": 1}
+    wide = {"value_ratio": 2, "mlp_ratio": None, "stem_depth": 1, "depth": 8}
+    for name, options in (
+        ("no-gate", {**narrow, "depth": 8, "gate_activation": None}),
+        ("gate", {**narrow, "depth": 7}),
+        ("gate-8-kernels", {**narrow, "depth": 7, "num_kernels": 8}),
+        ("gate-deep-stem", {**narrow, "depth": 5, "stem_depth": 2}),
+        ("wide-gate", {**wide, "num_kernels": 1}),
+        ("wide-gate-8-kernels", wide),
+        ("wide-gate-kernel-per-channel", {**wide, "num_kernels": 256}),
+        ("wide-gate-8-kernels-of-7", {**wide, "kernel_size": 7}),
+        ("wide-gate-deep-stem", {}),  # the preset
+    ):
+        for seed in (0, 1):
+            yield (
+                f"design-{name}-seed{seed}",
+                {
+                    "dataset": "cifar10",
+                    "preset": "lkca_net_08m",
+                    "recipe": Recipe.quick(epochs=4, learning_rate=2e-3),
+                    "fraction": 0.4,
+                    "seed": seed,
+                    "model_options": options,
+                },
+            )
+
+
 def every_run():
     """Yield question, name and what `train` is to be told."""
     for name, options in passes():
         yield "passes", name, options
+    for name, options in design():
+        yield "design", name, options
     questions = {"scarcity": scarcity, "kernels": kernels, "rates": rates}
     for question, runs in questions.items():
         for name, options in runs():
@@ -179,9 +210,11 @@ def left(arguments):
     """Print what is not complete, and the hours it takes."""
     runs = pathlib.Path(arguments.runs)
     seconds, unknown = 0, []
-    for _, name, options in every_run():
+    for question, name, options in every_run():
         folder = runs / name
         if (folder / "metrics.json").exists():
+            continue
+        if arguments.question not in (None, question):
             continue
         epochs, done = options["recipe"].epochs, []
         if (folder / "history.csv").exists():
@@ -237,15 +270,18 @@ def results(arguments):
         steps = options.pop("steps_per_epoch", None)
         if (saved["recipe"], saved["steps_per_epoch"]) != (recipe.to_dict(), steps):
             raise SystemExit(f"{path.parent} was trained by another recipe")
+        epochs = history(arguments.runs, name)
+        whole = {"recipe": recipe.to_dict(), "history": epochs}
         rows.append(
             {
+                **(whole if question in ("passes", "design") else {}),
                 "question": question,
                 "name": name,
                 **options,
                 "learning_rate": recipe.learning_rate,
                 **{k: metrics[k] for k in ("parameters", "images", "fit_seconds")},
                 "epochs": recipe.epochs,
-                "training_accuracy": history(arguments.runs, name)[-1]["accuracy"],
+                "training_accuracy": epochs[-1]["accuracy"],
                 "last": metrics["last"],
                 "best": metrics["best"],
                 "dtype": config["dtype"],
@@ -292,21 +328,27 @@ def report(arguments):
     every = results(arguments)
     if not every:
         raise SystemExit(f"no run is complete in {arguments.runs}")
-    report_passes([row for row in every if row["question"] == "passes"])
-    rows = [row for row in every if row["question"] != "passes"]
+    report_passes([row for row in every if row["question"] in ("passes", "design")])
+    rows = [row for row in every if row["question"] not in ("passes", "design")]
     if rows:
         report_small_data(rows)
 
 
 def report_passes(rows):
     """Write the table of the trainings on all images."""
-    groups = {}
+    groups, designs = {}, {}
     for row in rows:
-        key = row["dataset"], str(row["epochs"]), row["preset"]
-        groups.setdefault((*key, f"{row['parameters']:,}"), []).append(row)
-    groups = dict(sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:])))
+        parameters = f"{row['parameters']:,}"
+        if row["question"] == "design":
+            name = row["name"].removeprefix("design-").rpartition("-seed")[0]
+            designs.setdefault((name.replace("-", " "), parameters), []).append(row)
+        else:
+            key = row["dataset"], row["epochs"], row["preset"], parameters
+            groups.setdefault(key, []).append(row)
+    groups = dict(sorted(groups.items(), key=lambda item: item[0][:3]))
     columns = ["dataset", "passes", "model", "parameters"]
     table("accuracy.md", "passes", columns, groups, epoch="best")
+    table("accuracy.md", "design", ["model", "parameters"], designs, epoch="best")
     command = "KERAS_BACKEND=torch python benchmarks/accuracy.py run --question passes"
     with atomic(PAGES / "accuracy.json") as path:
         text = json.dumps({"command": command, "runs": rows}, indent=1)
@@ -400,6 +442,9 @@ def draw(groups):
     return figure
 
 
+QUESTION = "passes, design, scarcity, kernels or rates alone"
+
+
 def main():
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -409,7 +454,7 @@ def main():
     command = commands.add_parser("run", help="train what has not been trained")
     command.add_argument("--data-dir", help="folder that holds the datasets")
     command.add_argument("--dtype", default="mixed_bfloat16")
-    command.add_argument("--question", help="passes, scarcity, kernels or rates alone")
+    command.add_argument("--question", help=QUESTION)
     command.add_argument("--part", default="0/1", help="this one's share of the runs")
     for name, text in (
         ("left", "say what is not complete"),
@@ -417,6 +462,8 @@ def main():
         ("pack", "write a run's best model into the package"),
     ):
         command = commands.add_parser(name, help=text)
+        if name == "left":
+            command.add_argument("--question", help=QUESTION)
         command.add_argument("--runs", default=str(RUNS), help="folder of the runs")
     command.add_argument("run", help="name of the run")
     command.add_argument("name", help="name of the preset")

@@ -3,6 +3,7 @@ import functools
 import hashlib
 import http.server
 import json
+import pathlib
 import threading
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, NAMES
 
-from keras_lkca import LKCA, LKCANet, LKCAViT, ViT, list_presets
+from keras_lkca import LKCA, LKCANet, LKCAViT, ViT, deploy, list_presets
 from keras_lkca.layers import SelfAttention
 from keras_lkca.models import (
     PRESETS,
@@ -25,6 +26,7 @@ from keras_lkca.models import (
 )
 from keras_lkca.models.presets import default_patch_size
 
+FILES = pathlib.Path(__file__).parent / "trained"
 CLASSES = {"LKCANet": LKCANet, "LKCAViT": LKCAViT, "ViT": ViT}
 ONE = np.int64(1)
 SMALL = {"depth": 2, "embed_dim": 16}
@@ -756,3 +758,29 @@ def test_h5_of_a_whole_model_is_refused(tmp_path):
     np.testing.assert_allclose(
         loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
     )
+
+
+TRAINED = list_presets(trained=True)
+
+
+@pytest.mark.parametrize("preset", TRAINED)
+def test_a_shipped_model_is_as_good_as_stated(preset):
+    """Of a hundred test images as many are right as the accuracy lets expect."""
+    row = PRESETS[preset]
+    name = row.weights.dataset.lower().replace("-", "")
+    with np.load(FILES / f"{name}-100-test-images.npz") as file:
+        images, labels = file["images"], file["labels"]
+    model = ImageModel.from_preset(preset)
+    outputs = model.predict(images, verbose=0)
+    expected = row.weights.test_accuracy
+    error = np.sqrt(expected * (1 - expected) / len(labels))
+    assert abs((outputs.argmax(1) == labels).mean() - expected) < 3 * error
+    assert len(set(model.class_names)) == outputs.shape[1]
+    (name, probability), *_ = deploy.predict(preset, images[:1])[0]
+    assert name == model.class_names[outputs[0].argmax()]
+
+
+def test_shipped_models_are_small():
+    folder = presets.weights_file("any").parent
+    assert {path.stem for path in folder.glob("*.npz")} == set(TRAINED)
+    assert sum(path.stat().st_size for path in folder.glob("*.npz")) < 12e6
