@@ -17,8 +17,9 @@ def attention_map(model, query, image=None) -> dict[str, np.ndarray]:
     """Return where one token looks, layer by layer.
 
     In an LKCA layer that is a row of its attention matrix, the kernel moved to the
-    query: the same for every image, and signed. In a `SelfAttention` layer it is a
-    row of the softmax of each head on the given image.
+    query: the same for every image, and signed. A gate, where the layer has one, then
+    weighs what comes of it, number by number, which the row does not show. In a
+    `SelfAttention` layer it is a row of the softmax of each head on the given image.
 
     Args:
         model: A model with LKCA layers, see `keras_lkca.interpret.mixing_layers`, or

@@ -200,8 +200,8 @@ def _sections(model, images, beside, max_images):
             "attention",
             "A row of each layer's attention matrix, and of their rollout through the "
             "depth (heuristic: without signs, projections and MLPs), each panel on "
-            "its own scale. In LKCA it is the same for every image; in a ViT it is "
-            "that of this image.",
+            "its own scale. In LKCA it is the same for every image, before a gate "
+            "weighs what it gives; in a ViT it is that of this image.",
             attention_maps,
         ),
         (
