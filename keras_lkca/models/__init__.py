@@ -1,5 +1,6 @@
 """The models, their sizes and their parts."""
 
+from keras_lkca.models.adaptation import adapt
 from keras_lkca.models.blocks import attention_block, lkca_block, lkca_trunk
 from keras_lkca.models.image_model import ImageModel
 from keras_lkca.models.lkca_net import LKCANet
@@ -15,6 +16,7 @@ __all__ = [
     "Preset",
     "ViT",
     "Weights",
+    "adapt",
     "attention_block",
     "list_presets",
     "lkca_block",
