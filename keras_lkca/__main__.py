@@ -220,8 +220,16 @@ written into --output:
         "--resume.",
     )
     add = parser.add_argument_group("the model").add_argument
-    add("--model", metavar="KIND", help="lkca (default), or vit for softmax attention")
-    add("--preset", metavar="NAME", help="its size (default: lkca_vit_tiny, vit_tiny)")
+    add(
+        "--model",
+        metavar="KIND",
+        help="net (default), lkca for the paper's, or vit for softmax attention",
+    )
+    add(
+        "--preset",
+        metavar="NAME",
+        help="its size (default: lkca_net_08m, lkca_vit_tiny or vit_tiny)",
+    )
     add(
         "--model-set",
         nargs="+",

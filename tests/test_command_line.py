@@ -146,7 +146,7 @@ def test_help_names_what_the_tables_hold(capsys):
         texts[command] = out
     for format in deploy.FORMATS:
         assert format in texts["export"]
-    for name in (*data.PIPELINES, "lkca_vit_tiny", "vit_tiny", "validation", "quick"):
+    for name in (*data.PIPELINES, "lkca_net_08m", "vit_tiny", "validation", "quick"):
         assert name in texts["train"]
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -304,7 +304,7 @@ def test_train_evaluate_predict(tmp_path):
     out, error = run(
         "train", "digits", *SMALL, "--epochs", 1, "--output", tmp_path / "r"
     )
-    assert not error and out.startswith("lkca_vit_tiny on digits: ")
+    assert not error and out.startswith("lkca_net_08m on digits: ")
     config = json.loads((tmp_path / "r" / "config.json").read_text())
     assert config["arguments"]["model_options"] == {"depth": 2, "patch_size": 2}
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())

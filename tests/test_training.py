@@ -385,7 +385,7 @@ def test_what_the_run_took_may_be_named(short_run):
     config = json.loads((short_run / "config.json").read_text())
     named = {name: config[name] for name in ("pipeline", "dtype")}
     assert all(config["arguments"][name] is None for name in named)
-    named["preset"] = "lkca_vit_tiny"
+    named["preset"] = "lkca_net_08m"
     metrics = training.train("digits", output=short_run, resume=True, **named)
     assert metrics["preset"] == named["preset"]
 

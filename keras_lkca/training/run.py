@@ -14,7 +14,8 @@ from keras_lkca.training.recipe import Recipe
 from keras_lkca.training.state import LEFT_OUT, given, merge, plain, read_config
 
 # What is trained where no preset is named.
-MODELS = {"lkca": "lkca_vit_tiny", "vit": "vit_tiny"}
+# The first is what is trained unless another is named.
+MODELS = {"net": "lkca_net_08m", "lkca": "lkca_vit_tiny", "vit": "vit_tiny"}
 SELECT = ("validation", "test")
 # What a folder given as dataset holds out for the test, if it has no test/ of its own.
 TEST_SHARE = 0.2
@@ -69,10 +70,11 @@ def train(
             images. A folder that holds folders `train` and `test` has its split, and
             `val` beside them validates; of another a fifth is held out for the test,
             the same whatever the seed.
-        model: `"lkca"`, or `"vit"` for the softmax-attention baseline. Defaults to
-            the preset's.
-        preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_vit_tiny`,
-            or to `vit_tiny` with `model="vit"`.
+        model: `"net"` for `keras_lkca.LKCANet`, `"lkca"` for the paper's
+            `keras_lkca.LKCAViT`, `"vit"` for the softmax-attention baseline. Defaults
+            to the preset's.
+        preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_net_08m`, to
+            `lkca_vit_tiny` with `model="lkca"`, to `vit_tiny` with `model="vit"`.
         recipe: Defaults to `Recipe.paper()`.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch.
@@ -158,7 +160,7 @@ def train(
     found = {**about, **moved, "seed": settings["seed"]}
     _check(found)
     fitting.check_arguments(settings)
-    preset = about["preset"] or MODELS[about["model"] or "lkca"]
+    preset = about["preset"] or MODELS[about["model"] or "net"]
     kind = check_preset(MODELS[about["model"]] if about["model"] else preset).model
     family = keras.saving.get_registered_object(f"keras_lkca>{kind}")
     if not config:
