@@ -348,7 +348,8 @@ def report_passes(rows):
     groups = dict(sorted(groups.items(), key=lambda item: item[0][:3]))
     columns = ["dataset", "passes", "model", "parameters"]
     table("accuracy.md", "passes", columns, groups, epoch="best")
-    table("accuracy.md", "design", ["model", "parameters"], designs, epoch="best")
+    if designs:
+        table("accuracy.md", "design", ["model", "parameters"], designs, epoch="best")
     command = "KERAS_BACKEND=torch python benchmarks/accuracy.py run --question passes"
     with atomic(PAGES / "accuracy.json") as path:
         text = json.dumps({"command": command, "runs": rows}, indent=1)

@@ -4,6 +4,7 @@ import dataclasses
 import doctest
 import importlib
 import inspect
+import math
 import pathlib
 import pkgutil
 import re
@@ -14,7 +15,7 @@ import pytest
 from conftest import BACKENDS, ROOT
 
 import keras_lkca
-from keras_lkca.models import PRESETS
+from keras_lkca.models import PRESETS, ImageModel, list_presets
 
 MODULES = ["keras_lkca"] + [
     module.name for module in pkgutil.walk_packages(keras_lkca.__path__, "keras_lkca.")
@@ -164,7 +165,21 @@ def test_readme_names_the_commands():
         assert command in readme()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", list_presets(trained=True))
+def test_readme_table_of_trained_models(preset):
+    row = PRESETS[preset]
+    (line,) = re.findall(rf"^\| `{preset}` .*$", readme(), re.M)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    model = ImageModel.from_preset(preset, load_weights=False)
+    trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
+    assert cells[1:4] == [
+        row.weights.dataset,
+        f"{row.weights.test_accuracy:.1%}".replace("%", " %"),
+        f"{trainable:,}",
+    ]
+
+
+@pytest.mark.parametrize("preset", list_presets(trained=False))
 def test_readme_preset_table(preset):
     row = PRESETS[preset]
     (line,) = re.findall(rf"^\| `{preset}` .*$", readme(), re.M)

@@ -110,6 +110,30 @@ PRESETS = {
 }
 
 
+def _trained(preset, num_classes, image_mean, image_std, weights):
+    row = PRESETS[preset]
+    arguments = {"input_shape": (32, 32, 3), "num_classes": num_classes}
+    arguments.update(image_mean=image_mean, image_std=image_std)
+    return dataclasses.replace(
+        row, arguments={**row.arguments, **arguments}, parameters={}, weights=weights
+    )
+
+
+PRESETS["lkca_net_08m_cifar10"] = _trained(
+    "lkca_net_08m",
+    num_classes=10,
+    image_mean=(0.4914, 0.4822, 0.4465),
+    image_std=(0.2470, 0.2435, 0.2616),
+    weights=Weights(
+        dataset="CIFAR-10",
+        test_accuracy=0.8588,
+        training="10 passes over 45,000 images, Recipe.quick(learning_rate=2e-3)",
+        licence="none stated by the authors of the images (Krizhevsky, 2009)",
+        sha256="bcd037f0d206c10ed4421a732142b8702bce002bcbd0af1b18933a4ddd884490",
+    ),
+)
+
+
 def list_presets(model: str | None = None, trained: bool | None = None) -> list[str]:
     """List the presets' names, from small to large.
 
