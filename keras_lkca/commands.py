@@ -208,7 +208,7 @@ def _class_names(model):
     return list(class_names(model) or map(str, range(number_of_classes(model))))
 
 
-def predict(model, images, preset=None, top=5, csv_file=None, class_names=None):
+def predict(model, images=(), preset=None, top=5, csv_file=None, class_names=None):
     """Print the likeliest classes of image files, and write them into a table."""
     if preset is not None:
         model, images = preset, [model, *images]

@@ -494,6 +494,13 @@ def test_evaluate_skips_damaged_files_if_asked(call, capsys, digits_model, tmp_p
 # predict
 
 
+def test_predict_by_a_trained_preset(call, digit_folder):
+    path = sorted(digit_folder.rglob("*.png"))[0]
+    out = call("predict", "--preset", "lkca_net_08m_cifar10", path, "--top", 1)
+    assert out == call("predict", "lkca_net_08m_cifar10", path, "--top", 1)
+    assert out.splitlines()[0] == str(path) and len(out.splitlines()) == 2
+
+
 def test_predict_files(call, digits_model, digit_folder, tmp_path):
     paths = sorted(digit_folder.rglob("*.png"))[:3]
     file = tmp_path / "a.csv"
@@ -514,6 +521,8 @@ def test_predict_files(call, digits_model, digit_folder, tmp_path):
         assert [row["class_1"], row["class_2"]] == [name for name, _ in result]
         assert float(row["probability_2"]) == pytest.approx(result[1][1], abs=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", str(digits_model)])
     named = call("predict", digits_model, paths[0], "--class-names", *"abcdefghij")
     assert named.splitlines()[1].split()[1] in "abcdefghij"
     call("predict", digits_model, *paths, "--top", 99, "--csv", file)

@@ -12,7 +12,7 @@ from conftest import NAMES, needs, trained
 from PIL import Image
 
 import keras_lkca
-from keras_lkca import LKCAViT, ViT, deploy
+from keras_lkca import LKCANet, LKCAViT, ViT, deploy
 from keras_lkca.deploy import read_model
 from keras_lkca.models import classifiers
 
@@ -59,6 +59,16 @@ def test_predict_arrays(activation, images):
 def test_predict_without_names(images):
     names = [name for name, _ in keras_lkca.predict(trained(), images)[0]]
     assert len(names) == 5 and set(names) <= set("0123456789")
+
+
+def test_predict_by_a_trained_preset(tmp_path):
+    image = np.zeros((32, 32, 3), "uint8")
+    Image.fromarray(image).save(tmp_path / "dark.png")
+    (best,) = deploy.predict("lkca_net_08m_cifar10", tmp_path / "dark.png", top=10)
+    names = LKCANet.from_preset("lkca_net_08m_cifar10").class_names
+    assert {name for name, _ in best} == set(names) > {"cat", "dog", "ship"}
+    with pytest.raises(ValueError, match="is a size without weights.*_cifar10"):
+        deploy.predict("lkca_net_08m", image)
 
 
 def test_bad_input_to_predict(classifier, images, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import decode
-from keras_lkca.models import PRESETS, ImageModel, classifiers
+from keras_lkca.models import PRESETS, ImageModel, classifiers, list_presets
 from keras_lkca.models.classifiers import (
     check_classifier,
     gives_probabilities,
@@ -116,6 +116,11 @@ def read_model(model) -> keras.Model:
         )
     if model in PRESETS and PRESETS[model].weights:
         return ImageModel.from_preset(model)
+    if model in PRESETS and not pathlib.Path(model).exists():
+        raise ValueError(
+            f"{model!r} is a size without weights; with weights there are "
+            f"{list_presets(trained=True)}. Received: model={model!r}"
+        )
     path = pathlib.Path(model).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}.")
