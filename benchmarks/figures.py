@@ -54,7 +54,7 @@ def scale(row):
 def chart(plt, rows, where):
     """Draw time and memory against tokens, a column of panels a pass."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
-    kinds = [("median", "time a call, ms"), ("peak_mib", "peak memory, MiB")]
+    kinds = [("median", "time per call, ms"), ("peak_mib", "peak memory, MiB")]
     if "inputs" in rows[0]:
         each = "for each image and channel"
         kinds = [

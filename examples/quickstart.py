@@ -1,4 +1,4 @@
-"""LKCA against softmax attention on a few handwritten digits, in a minute.
+"""LKCA against softmax attention on a few handwritten digits, in a minute or two.
 
     python examples/quickstart.py
 

@@ -270,7 +270,9 @@ def _title_of_run(path):
         config = json.loads((path.parent / "config.json").read_text())
         if "name" in config:
             return config["name"]
-        dataset = pathlib.Path(config["arguments"]["dataset"]).name  # of version 0.1.0
+        dataset = pathlib.Path(
+            config["arguments"]["dataset"]
+        ).name  # of a former version
         return f"{config['preset']} on {dataset}"
     except (OSError, ValueError, KeyError, TypeError):
         return None

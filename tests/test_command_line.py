@@ -521,8 +521,7 @@ def test_predict_files(call, digits_model, digit_folder, tmp_path):
         assert [row["class_1"], row["class_2"]] == [name for name, _ in result]
         assert float(row["probability_2"]) == pytest.approx(result[1][1], abs=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-    with pytest.raises(SystemExit, match="2"):
-        main(["predict", str(digits_model)])
+    call("predict", digits_model, expect=2)
     named = call("predict", digits_model, paths[0], "--class-names", *"abcdefghij")
     assert named.splitlines()[1].split()[1] in "abcdefghij"
     call("predict", digits_model, *paths, "--top", 99, "--csv", file)
@@ -609,7 +608,7 @@ def test_report_on_a_folder_and_on_a_dataset(
     run.mkdir()
     shutil.copy(digits_model, run / "best.keras")
     config = {"preset": "lkca_vit_tiny", "arguments": {"dataset": "/data/pets"}}
-    for more in ({}, {"name": "mine"}):  # as version 0.1.0 wrote it, and as now
+    for more in ({}, {"name": "mine"}):  # as a former version wrote it, and as now
         (run / "config.json").write_text(json.dumps({**config, **more}))
         call("report", run / "best.keras", "digits", page)
     (images, other, title), (of_name, _, former), (*_, named) = received

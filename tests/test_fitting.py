@@ -406,7 +406,7 @@ def test_a_dataset_of_batches_goes_on(passes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "lkca"}, "`model` must be a built Keras model"),
+        ({"model": "lkca"}, "`model` must be a functional or Sequential"),
         ({"train": "digits"}, "`train` must be a pair of arrays.*'digits'"),
         ({"train": 3}, "`train` must be a pair of arrays.*3"),
         ({"train": iter([])}, "`steps_per_epoch` is needed for a dataset whose"),
@@ -435,6 +435,27 @@ def trained_pyramid(tmp_path_factory):
     output = tmp_path_factory.mktemp("pyramid") / "run"
     pyramid.train(output)
     return output / "last.keras"
+
+
+def test_what_the_end_needs_is_asked_for_at_the_start(tmp_path):
+    images, labels = data.digits("test")
+    soft = np.full((len(labels), 10), 0.1, "float32")
+    with pytest.raises(ValueError, match="`test` must have one class per image"):
+        fit(tiny(), data.digits(), test=(images, soft), output=tmp_path / "run")
+    with pytest.raises(ValueError, match="`about` must not hold.*'seed'"):
+        fit(tiny(), data.digits(), about={"seed": 5}, output=tmp_path / "run")
+    with pytest.raises(ValueError, match="`train` must be a pair.*one array of shape"):
+        fit(tiny(), images, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_list_of_two_batches_is_a_dataset(tmp_path):
+    images, labels = data.digits()
+    batches = [(images[:32], labels[:32]), (images[32:64], labels[32:64])]
+    metrics = fit(
+        tiny(), batches, test=batches, recipe=quick(epochs=1), output=tmp_path / "run"
+    )
+    assert metrics["images"]["test"] == 64 and metrics["epochs"] == 1
 
 
 def test_a_pyramid_of_ones_own_is_folded_named_and_reported(trained_pyramid, tmp_path):

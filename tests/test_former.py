@@ -1,6 +1,6 @@
 """Files that former versions wrote: they load, go on and are exported.
 
-`tests/former` holds what version 0.1.0 wrote, before its rooms were rebuilt: models of
+`tests/former` holds what the version before the layout of today wrote: models of
 each kind with their outputs, and a run under each backend that was killed after the
 second of its three epochs, with the weights that it would have ended with.
 """

@@ -288,7 +288,7 @@ def dataset_batches(
     once = isinstance(dataset, collections.abc.Iterator)
     if once:
         for _ in range(first_epoch * steps_per_epoch):
-            next(dataset)
+            next(dataset, None)
     for epoch in range(first_epoch):
         _begin(dataset, seed, epoch)  # what counts its epochs counts them again
     for epoch in itertools.count(first_epoch):
@@ -300,13 +300,13 @@ def dataset_batches(
             if batch is None:
                 raise ValueError(
                     f"The dataset ended after {step} batches of an epoch of "
-                    f"`steps_per_epoch`={steps_per_epoch}: name fewer, or let it "
-                    "repeat."
+                    f"`steps_per_epoch`={steps_per_epoch}: name fewer, or give "
+                    "a dataset that begins anew whenever it is iterated over."
                 )
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise ValueError(
                     "A dataset must give pairs (images, labels), or (images, labels, "
-                    f"weights). Received: {type(batch).__name__} of {len(batch)}"
+                    f"weights). Received: {type(batch).__name__} {str(batch)[:80]}"
                 )
             images, labels, *own = map(keras.ops.convert_to_numpy, batch)
             check_numbers(images)

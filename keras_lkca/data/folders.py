@@ -161,8 +161,8 @@ def decode(files, image_size, on_error="raise"):
         text = f"{len(damaged)} of {len(files)} files cannot be decoded:\n    "
         if on_error == "raise":
             raise ValueError(
-                f"{text}{named}{more}\nReplace or remove them; a folder of your own "
-                "images takes on_error='skip' too (--on-error skip)."
+                f"{text}{named}{more}\nReplace or remove them; where a folder of "
+                "images is read, on_error='skip' (--on-error skip) leaves them out."
             )
         print(shown(f"skipped: {text}{named}{more}"), flush=True)
         images = images[kept]

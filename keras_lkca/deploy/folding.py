@@ -416,7 +416,7 @@ class FoldedModel(ImageModel):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        """Build a model from what `get_config` returned, or that of version 0.1.0."""
+        """Build a model from what `get_config` returned, or a former version."""
         config = dict(config)
         if "layers" not in config:  # as FoldedLKCAViT: the arguments of the LKCAViT
             quantized = config.pop("quantized", {})

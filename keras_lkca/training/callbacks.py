@@ -131,11 +131,11 @@ class Keep(keras.callbacks.Callback):
     Args:
         folder: Where to write.
         rows: The history so far, a dictionary per epoch.
-        monitor: Name of the figure of which the highest is the best, earliest first.
 
     Example:
 
     ```python
+    pathlib.Path("runs/first").mkdir(parents=True)
     model.fit(x, y, validation_split=0.1, callbacks=[Keep("runs/first", [])])
     ```
     """
@@ -221,7 +221,7 @@ def keep_best(folder, rows):
             shutil.copyfile(folder / "last.keras", path)
 
 
-def epochs_of(path):
+def epoch_of(path):
     """Return the number of the epoch that a last model was kept after.
 
     Raises:

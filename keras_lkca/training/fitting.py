@@ -25,7 +25,12 @@ from keras_lkca.data.batches import (
 )
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
-from keras_lkca.models.classifiers import class_names, task_of, warn_if_divided
+from keras_lkca.models.classifiers import (
+    class_names,
+    gives_probabilities,
+    task_of,
+    warn_if_divided,
+)
 from keras_lkca.models.image_model import given_name
 from keras_lkca.training import callbacks, evaluation
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
@@ -83,9 +88,10 @@ def fit(
     that it would have had without a break, under the same backend.
 
     Args:
-        model: A built Keras model from images to `(batch, classes)`: one class out of
-            many by a softmax or logits, yes or no by one column, any number of labels
-            by a sigmoid on several columns, or by logits where the labels are such
+        model: A functional or Sequential Keras model from images to
+            `(batch, classes)`: one class out of many by a softmax or logits, yes or
+            no by one column, any number of labels by a sigmoid on several columns, or
+            by logits where the labels are such
             (those of arrays; of a dataset's batches only the model tells). One that is
             not
             compiled, or was by this function, is compiled with the recipe's optimizer
@@ -109,8 +115,8 @@ def fit(
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch. What
             is left out is the run's; what is given must be the run's.
-        seed: Non-negative integer, seed of the order, the augmentation and the shares.
-            Defaults to 0.
+        seed: Non-negative integer, seed of the order, the augmentation and the shares,
+            which `keras.utils.set_random_seed` is given as well. Defaults to 0.
         steps_per_epoch: Positive integer, to end epochs early. Defaults to
             `recipe.passes_per_epoch` passes.
         pipeline: Where the augmentation of arrays runs, see
@@ -172,6 +178,11 @@ def fit(
         class_weight = check_class_weight(class_weight, classes, names)
         arguments["class_weight"] = class_weight
     about = plain(about or {})
+    if about.keys() & DEFAULTS.keys():
+        raise ValueError(
+            f"`about` must not hold what `fit` takes itself, {sorted(DEFAULTS)}. "
+            f"Received: about={about!r}"
+        )
     config = read_config(output) if resume else None
     arguments = merge(
         {**plain(given(arguments)), **about}, config, {**DEFAULTS, **about}
@@ -183,6 +194,11 @@ def fit(
     pipeline = pipeline or _default_pipeline()
     if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
         require("tensorflow", "tensorflow")
+    if hasattr(train, "shape"):
+        raise ValueError(
+            "`train` must be a pair, images and labels, or a dataset of batches. "
+            f"Received: one array of shape {tuple(train.shape)}"
+        )
     if isinstance(train, str) or not hasattr(train, "__iter__"):
         if not isinstance(train, keras.utils.PyDataset):
             raise ValueError(
@@ -200,6 +216,7 @@ def fit(
     pairs = {"train": train, "validation": validation, "test": test}
     pairs = {name: pair for name, pair in pairs.items() if _is_pair(pair)}
     task = _task(model, pairs)
+    _check_test(model, task, test)
     # Once: what is divided is so everywhere.
     divided = False
     for split, (images, _) in pairs.items():
@@ -323,15 +340,22 @@ def _shapes(model):
     for shape, rank in zip(shapes, (4, 2), strict=True):
         if not isinstance(shape, tuple) or len(shape) != rank or shape[-1] is None:
             raise ValueError(
-                "`model` must be a built Keras model from images (batch, height, "
-                "width, channels) to (batch, classes). Received: a model from "
+                "`model` must be a functional or Sequential Keras model from images "
+                "(batch, height, width, channels) to (batch, classes), with an Input; "
+                "others can be wrapped in keras.Model. Received: a model from "
                 f"{shapes[0]} to {shapes[1]}"
             )
     return shapes[0][1:], shapes[1][1]
 
 
 def _is_pair(images):
-    return isinstance(images, (tuple, list)) and len(images) == 2
+    """Whether these are images and labels, and not two batches of them."""
+    if not isinstance(images, (tuple, list)) or len(images) != 2:
+        return False
+    return not all(
+        isinstance(part, (tuple, list)) and getattr(part[0], "ndim", 0) == 4
+        for part in images
+    )
 
 
 def _arrays(source, name, shape, classes):
@@ -371,6 +395,19 @@ def _task(model, pairs):
         return "multilabel" if "multilabel" in tasks else task_of(model)
     except ValueError:
         return None
+
+
+def _check_test(model, task, test):
+    """Raise a `ValueError` now for test images that could not be read at the end."""
+    if test is None:
+        return
+    task = task or evaluation.task_with(model, test[1])
+    gives_probabilities(model)
+    if task == "categorical" and test[1].ndim > 1:
+        raise ValueError(
+            "`test` must have one class per image, whole: mixed or several labels are "
+            f"for training. Received: labels of shape {test[1].shape}"
+        )
 
 
 def hold_out(train, share, seed, argument):
@@ -535,10 +572,11 @@ def _finish(model, config, folder, rows, test, on_test, names, task):
     if config["images"]["train"]:
         seen = len(rows) * config["steps_per_epoch"] * batch_size
         metrics["images_per_second"] = round(seen / seconds)
+    confusion = None
     if test is not None:
         confusion = scores[best][1]
         metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
-    _draw(config, folder, rows, best, on_test, names, test and confusion)
+    _draw(config, folder, rows, best, on_test, names, confusion)
     write_json(folder / "metrics.json", metrics)
     reached = ""
     if test is not None:

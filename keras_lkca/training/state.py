@@ -175,7 +175,7 @@ def kept_rows(folder):
     path = folder / "last.keras"
     if not path.exists():
         return []
-    done = callbacks.epochs_of(path)
+    done = callbacks.epoch_of(path)
     try:
         rows = callbacks.read_history(folder / "history.csv")
     except (ValueError, KeyError, TypeError) as error:
