@@ -6,6 +6,7 @@ into pairs, with a copy each way; every backend's own transform needs neither.
 
 import contextlib
 import importlib
+import operator
 import random
 import sys
 
@@ -30,6 +31,25 @@ def device_kind(tensor=None):
         kind = keras.distribution.list_devices()[0].split(":")[0].lower()
     # A meta tensor is only ever asked for its shape.
     return {"cuda": "gpu", "mps": "gpu", "xpu": "gpu", "meta": "cpu"}.get(kind, kind)
+
+
+def sizes(tensor):
+    """Return a tensor's shape, in which a size is a number where it is known.
+
+    While `torch.jit.trace` looks on, torch has a tensor for every size. The number is
+    that of the example: right for the grid, the channels and a kernel, not for a batch.
+    """
+    shape = tensor.shape
+    if not shape or isinstance(shape[-1], int):
+        return shape
+    return tuple(
+        operator.index(size) if keras.ops.is_tensor(size) else size for size in shape
+    )
+
+
+def is_traced():
+    """Whether `torch.jit.trace` looks on, which keeps one grid's way to compute."""
+    return keras.config.backend() == "torch" and _backend.jit.is_tracing()
 
 
 def affine(x, kernel, bias):
@@ -60,8 +80,11 @@ def batches_products():
     """Whether one matrix times many is faster than one large product of a copy.
 
     Under torch it is, without gradients: the matrix's would be one for each image.
+    A trace is checked against one without them, and must be the same.
     """
-    return keras.config.backend() == "torch" and not _backend.is_grad_enabled()
+    if keras.config.backend() != "torch":
+        return False
+    return not _backend.is_grad_enabled() or _backend.jit.is_tracing()
 
 
 def spectrum(x, lengths):
@@ -78,7 +101,12 @@ def spectrum(x, lengths):
     """
     rows, columns = lengths
     if keras.config.backend() == "torch":
-        return _backend.fft.fft(_backend.fft.rfft(x, n=columns), n=rows, dim=-2)
+        x = _backend.fft.rfft(x, n=columns)
+        if _backend.compiler.is_compiling():
+            # torch.compile gets the padding of complex numbers wrong.
+            missing = (*x.shape[:-2], rows - x.shape[-2], x.shape[-1])
+            x = _backend.cat([x, x.new_zeros(missing)], dim=-2)
+        return _backend.fft.fft(x, n=rows, dim=-2)
     if keras.config.backend() == "jax":
         fft = _backend.numpy.fft
         return fft.fft(fft.rfft(x, n=columns), n=rows, axis=-2)

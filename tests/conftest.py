@@ -48,6 +48,27 @@ def trained(**arguments):
     return with_noise(LKCAViT(**{**defaults, **arguments}))
 
 
+def every_layer(methods=("toeplitz", "depthwise", "hybrid")):
+    """A model of every layer, with one kernel and several by each method."""
+    from keras_lkca import layers
+
+    images = keras.Input((8, 12, 3))
+    x = layers.PositionEmbedding()(layers.PatchEmbedding(2, 8)(images))
+    for method in methods:
+        for num_kernels in (1, 2):
+            x = x + layers.LKCA(num_kernels=num_kernels, method=method)(x)
+    kept = [layers.FixedConv((3, 5), method=name) for name in ("toeplitz", "hybrid")]
+    for layer in (*kept, layers.LKCA(kernel_size=3, dropout_rate=0.1)):
+        x = x + layer(x)
+    x = layers.StochasticDepth(0.1)(keras.layers.LayerNormalization()(x))
+    x = layers.ClassToken()(keras.layers.Reshape((24, 8))(x))
+    model = keras.Model(images, layers.TokenDense(4)(layers.SelfAttention(2)(x)))
+    with_noise(model)
+    for layer in kept:
+        layer.prepare()
+    return model
+
+
 def needs(format):
     """Skip a test where a package is missing that a format takes."""
     from keras_lkca import deploy

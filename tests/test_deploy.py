@@ -8,7 +8,7 @@ import zlib
 import keras
 import numpy as np
 import pytest
-from conftest import NAMES, needs, trained
+from conftest import NAMES, every_layer, needs, trained
 from PIL import Image
 
 import keras_lkca
@@ -785,3 +785,74 @@ def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"no-such-package.*keras-lkca\[export\]"):
         deploy.export(classifier, tmp_path / "x.onnx", format="onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Keras's own export, of which the layers are to be no hindrance
+
+KERAS_FORMATS = {
+    "tensorflow": ("tf_saved_model", "onnx", "openvino", "litert"),
+    "jax": ("tf_saved_model",),
+    "torch": ("onnx", "openvino", "torch"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the converters' own
+@pytest.mark.parametrize("format", KERAS_FORMATS[keras.config.backend()])
+def test_keras_exports_every_layer(format, rng, tmp_path):
+    """The batch is of any size, but in torch's ONNX, which Keras wants static."""
+    needs(format)
+    model = every_layer()
+    model(np.zeros((1, *model.input_shape[1:]), "f4"))  # as Keras asks
+    path = str(tmp_path / f"model{deploy.FORMATS[format].ending}")
+    options, batches = {}, (1, 3)
+    if keras.config.backend() == "torch" and format == "onnx":
+        shape, batches = (3, *model.input_shape[1:]), (3,)
+        options = {"input_signature": [keras.InputSpec(shape=shape, dtype="float32")]}
+    if format == "torch":
+        import torch
+
+        options = {"dynamic_shapes": {0: torch.export.Dim("batch", min=1)}}
+    model.export(path, format=format, verbose=False, **options)
+    for batch in batches:
+        images = rng.uniform(0, 255, (batch, *model.input_shape[1:])).astype("f4")
+        expected = keras.ops.convert_to_numpy(model(images))
+        outputs = EXPORTED[format](path, images)
+        np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def served(path, images):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    return loaded.serve(images).numpy()
+
+
+def run_onnx(path, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def run_litert(path, images):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path)
+    (inputs,), (outputs,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    interpreter.resize_tensor_input(inputs["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(inputs["index"], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(outputs["index"])
+
+
+EXPORTED = {
+    "tf_saved_model": served,
+    "onnx": run_onnx,
+    "litert": run_litert,
+    "openvino": lambda path, images: deploy.FORMATS["openvino"].read(path)(images),
+    "torch": lambda path, images: deploy.FORMATS["torch"].read(path)(images),
+}

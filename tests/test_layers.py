@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from conftest import every_layer
 
 from keras_lkca.layers import (
     LKCA,
@@ -581,3 +582,65 @@ def test_numpy_integers_are_taken(three):
         LKCA(seed="a")
     with pytest.raises(ValueError, match="`units` must be a positive integer.*units=0"):
         TokenDense(0)
+
+
+# What a compiler or a tracer makes of every layer
+
+METHODS = ("toeplitz", "depthwise", "hybrid", "spectral")
+
+
+def compiled_calls(model, images):
+    """Return the model in every form that the backend's tools give it, by name.
+
+    Each is made from the images and is to take a batch of any size.
+    """
+    if keras.config.backend() == "torch":
+        import torch
+
+        images = torch.from_numpy(images)
+        batch = torch.export.Dim("batch", min=1)
+        shapes = (({0: batch},),)  # of the first of its `*args`
+        exported = torch.export.export(model, (images,), dynamic_shapes=shapes)
+        calls = {
+            "trace": torch.jit.trace(model, images),
+            "export": exported.module(),
+        }
+        return {
+            name: lambda x, call=call: call(torch.from_numpy(x))
+            for name, call in calls.items()
+        }
+    if keras.config.backend() == "jax":
+        import jax
+
+        batch = jax.export.symbolic_shape("batch")
+        spec = jax.ShapeDtypeStruct((*batch, *images.shape[1:]), images.dtype)
+        assert jax.eval_shape(model, spec).shape[1:] == model.output_shape[1:]
+        exported = jax.export.export(jax.jit(model))(spec)
+        return {"export": exported.call}
+    import tensorflow as tf
+
+    spec = [tf.TensorSpec((None, *images.shape[1:]), images.dtype)]
+    return {
+        "graph": tf.function(model, input_signature=spec),
+        "XLA": tf.function(model, input_signature=spec, jit_compile=True),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's tracer warns of much that Keras does
+def test_every_layer_is_traced_and_compiled(rng):
+    model = every_layer(METHODS)
+    images = {
+        batch: rng.uniform(0, 255, (batch, *model.input_shape[1:])).astype("f4")
+        for batch in (3, 1)
+    }
+    calls = compiled_calls(model, images[3])
+    for batch, of_batch in images.items():
+        expected = keras.ops.convert_to_numpy(model(of_batch))
+        for name, call in calls.items():
+            np.testing.assert_allclose(
+                keras.ops.convert_to_numpy(call(of_batch)),
+                expected,
+                rtol=1e-4,
+                atol=1e-4,
+                err_msg=f"{name}, {batch} images",
+            )

@@ -1,3 +1,5 @@
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -60,6 +62,76 @@ def test_values_and_gradients_equal_the_definition(case, method):
 @pytest.mark.parametrize("case", ["non-square", "two groups", "larger one way"])
 def test_the_same_when_compiled(case, method):
     check_against_reference(*CASES[case], method, jit=True)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "torch" or not shutil.which("g++"),
+    reason="torch's compiler writes C++",
+)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_torch_compiles_the_transforms_of_any_batch(rng):
+    import torch
+
+    mix = torch.eye(4)  # what comes before decides how the numbers lie in memory
+
+    def function(inputs, kernel):
+        out = large_kernel_conv(inputs @ mix, kernel, "spectral")
+        return (out.reshape(-1, 4) @ mix).reshape(out.shape)
+
+    arrays = draw(rng, (3, 4, 5, 4), (7, 9, 1))
+    inputs, kernel = (torch.tensor(array, requires_grad=True) for array in arrays)
+    torch.compiler.reset()
+    out = torch.compile(function, dynamic=True)(inputs, kernel)
+    out.backward(torch.ones_like(out))
+    expected = reference.conv_gradients(*arrays, np.ones((3, 4, 5, 4)))
+    for tensor, wanted in zip((inputs, kernel), expected, strict=True):
+        np.testing.assert_allclose(tensor.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="a tool of torch")
+@pytest.mark.filterwarnings("ignore")  # what the tracer says of Keras
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trace_takes_any_batch(method, groups, rng):
+    import torch
+
+    inputs, kernel = draw(rng, (3, 4, 5, 4), (9, 7, groups))
+    expected = reference.conv(inputs, kernel)
+    kernel = torch.from_numpy(kernel)
+    inputs = torch.from_numpy(inputs)
+    for training in (False, True):
+        with torch.set_grad_enabled(training):
+            trace = torch.jit.trace(
+                lambda x: large_kernel_conv(x, kernel, method), inputs[:1]
+            )
+            out = trace(inputs.requires_grad_(training))
+        np.testing.assert_allclose(out.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="a tool of torch")
+@pytest.mark.filterwarnings("ignore")
+def test_depthwise_takes_any_grid_when_traced_or_exported(rng):
+    """The kernel is larger than the example's grid needs, not than the other's."""
+    import torch
+
+    (kernel,) = draw(rng, (7, 9, 2))
+    arrays = draw(rng, (2, 3, 4, 4), (1, 6, 8, 4))
+
+    class Operator(torch.nn.Module):
+        def forward(self, x):
+            return large_kernel_conv(x, torch.from_numpy(kernel), "depthwise")
+
+    dims = {axis: torch.export.Dim(name) for axis, name in enumerate("bhw")}
+    example = torch.from_numpy(arrays[0])
+    exported = torch.export.export(Operator(), (example,), dynamic_shapes=(dims,))
+    for call in (torch.jit.trace(Operator(), example), exported.module()):
+        for array in arrays:
+            np.testing.assert_allclose(
+                call(torch.from_numpy(array)),
+                reference.conv(array, kernel),
+                rtol=1e-5,
+                atol=1e-5,
+            )
 
 
 @pytest.mark.parametrize("groups", [1, 3, 12])

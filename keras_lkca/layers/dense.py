@@ -3,7 +3,7 @@ import collections
 import keras
 from keras import ops
 
-from keras_lkca.backend import affine
+from keras_lkca.backend import affine, is_traced
 from keras_lkca.checks import check_positive_int, check_rate
 from keras_lkca.internals import is_quantized
 
@@ -55,9 +55,10 @@ class TokenDense(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         """Multiply by the kernel."""
-        if None in inputs.shape[1:]:
-            return super().call(inputs, training=training)
         *grid, channels = inputs.shape[1:]
+        # A trace is to serve other grids too, and to know its channels.
+        if None in grid or channels is None or is_traced():
+            return super().call(inputs, training=training)
         outputs = ops.reshape(inputs, (-1, channels))
         if self.bias is None:
             outputs = ops.matmul(outputs, self.kernel)

@@ -1,6 +1,7 @@
 import keras
 
 from keras_lkca import ops
+from keras_lkca.backend import is_traced
 from keras_lkca.checks import (
     check_channels_last,
     check_divides,
@@ -207,7 +208,10 @@ class LKCA(HoldsDense, keras.layers.Layer):
     def call(self, inputs, training=None):
         """Mix the tokens of a feature map."""
         values = self.value(inputs)
-        values = ops.large_kernel_conv(values, self.kernel, self.method, training)
+        method = self.method
+        if method == "auto" and None in self.grid and is_traced():
+            method = "depthwise"  # the trace of one grid is to serve any
+        values = ops.large_kernel_conv(values, self.kernel, method, training)
         if self.gate_activation is not None:
             values = values * self.gate(inputs)
         return self.dropout(self.projection(values), training=training)

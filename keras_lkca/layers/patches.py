@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_lkca.backend import sizes
 from keras_lkca.checks import (
     check_channels_last,
     check_feature_map,
@@ -86,8 +87,9 @@ class PatchEmbedding(HoldsDense, keras.layers.Layer):
 
     def call(self, inputs):
         """Cut and project."""
-        self._check_tiles(inputs.shape)
-        height, width, channels = inputs.shape[1:]
+        shape = sizes(inputs)
+        self._check_tiles(shape)
+        height, width, channels = shape[1:]
         patch_height, patch_width = self.patch_size
         rows, columns = height // patch_height, width // patch_width
         patches = ops.reshape(

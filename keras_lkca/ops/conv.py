@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_lkca.backend import device_kind
+from keras_lkca.backend import device_kind, sizes
 from keras_lkca.ops import depthwise, hybrid, plan, spectral, toeplitz
 from keras_lkca.ops.kernels import check_operands
 
@@ -93,9 +93,9 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
             f"method {method!r} needs a static height and width; use 'depthwise' or "
             f"'auto'. Received: inputs.shape={tuple(inputs.shape)}"
         )
-    if keras.utils.is_keras_tensor(inputs) or keras.utils.is_keras_tensor(kernel):
+    if isinstance(inputs, keras.KerasTensor) or isinstance(kernel, keras.KerasTensor):
         return LargeKernelConv(method, training).symbolic_call(inputs, kernel)
-    return _apply(inputs, kernel, method, training)
+    return _apply(inputs, kernel, dtype, method, training)
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -109,28 +109,30 @@ class LargeKernelConv(keras.Operation):
 
     def call(self, inputs, kernel):
         """Mix the tokens."""
-        return _apply(inputs, kernel, self.method, self.training)
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        return _apply(inputs, kernel, dtype, self.method, self.training)
 
     def compute_output_spec(self, inputs, kernel):
         """Return the inputs' shape and dtype."""
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 
-def _apply(inputs, kernel, method, training):
-    dtype = keras.backend.standardize_dtype(inputs.dtype)
+def _apply(inputs, kernel, dtype, method, training):
     kernel = ops.cast(kernel, dtype)
-    # What a compiler holds for any number, such as a batch, is not known.
-    batch, height, width, channels = (
-        size if isinstance(size, int) else None for size in inputs.shape
-    )
     if method == "auto":
+        # What a compiler holds for any number, such as a batch, is not known.
+        batch, height, width, channels = (
+            size if isinstance(size, int) else None
+            for size in (inputs.shape[0], *sizes(inputs)[1:])
+        )
+        *kernel_size, groups = sizes(kernel)
         method = plan.choose_method(
             height,
             width,
             channels,
             batch=batch,
-            kernel_size=kernel.shape[:2],
-            groups=kernel.shape[-1],
+            kernel_size=kernel_size,
+            groups=groups,
             dtype=dtype,
             training=training,
             backend=keras.config.backend(),
@@ -150,4 +152,4 @@ def _apply(inputs, kernel, method, training):
 
 
 def _as_tensor(x):
-    return x if keras.utils.is_keras_tensor(x) else ops.convert_to_tensor(x)
+    return x if isinstance(x, keras.KerasTensor) else ops.convert_to_tensor(x)

@@ -4,6 +4,7 @@ import math
 
 from keras import ops
 
+from keras_lkca.backend import sizes
 from keras_lkca.ops.kernels import crop_kernel, fit_kernel, windows
 
 
@@ -16,7 +17,7 @@ def convolve(inputs, kernel):
     Multiplications a channel: about `4 * H * W * (H + W)` for a global kernel, where
     `toeplitz` takes `(H * W) ** 2`. Operands in float32 or float64.
     """
-    return apply_matrices(inputs, *matrices(kernel, *inputs.shape[1:3], inputs.dtype))
+    return apply_matrices(inputs, *matrices(kernel, *sizes(inputs)[1:3], inputs.dtype))
 
 
 def matrices(kernel, height, width, dtype):
@@ -26,12 +27,12 @@ def matrices(kernel, height, width, dtype):
         The transform of the inputs, a matrix a group and frequency, and the transform
         back: what `apply_matrices` takes.
     """
-    groups = kernel.shape[-1]
     kernel = crop_kernel(kernel, 2 * height - 1, 2 * width - 1)
-    forward, of_kernel, inverse = transforms(height, kernel.shape[0], dtype)
-    frequencies = forward.shape[0] // 2
+    kernel_height, _, groups = sizes(kernel)
+    forward, of_kernel, inverse = transforms(height, kernel_height, dtype)
+    frequencies = sizes(forward)[0] // 2
     # One (2W, 2W) matrix a group and frequency: [[re, -im], [im, re]] of the kernel.
-    kernel = fit_kernel(kernel, kernel.shape[0], 2 * width - 1)
+    kernel = fit_kernel(kernel, kernel_height, 2 * width - 1)
     kernel = ops.matmul(of_kernel, ops.transpose(kernel, (2, 0, 1)))
     kernel = ops.reshape(kernel, (groups, frequencies, 2, 2, 2 * width - 1))
     matrix = ops.reshape(
@@ -42,8 +43,8 @@ def matrices(kernel, height, width, dtype):
 
 def apply_matrices(inputs, forward, matrix, inverse):
     """Transform the columns, mix the rows of each frequency, transform back."""
-    height, width, channels = inputs.shape[1:]
-    groups, frequencies = matrix.shape[:2]
+    height, width, channels = sizes(inputs)[1:]
+    groups, frequencies = sizes(matrix)[:2]
     # Groups and height first: every product then runs over whole rows of numbers.
     values = ops.reshape(inputs, (-1, height, width, groups, channels // groups))
     values = ops.reshape(ops.transpose(values, (3, 1, 2, 0, 4)), (groups, height, -1))
@@ -59,9 +60,10 @@ def apply_matrices(inputs, forward, matrix, inverse):
 
 def _product(matrix, values):
     """Apply one matrix to every group; a broadcast product copies its operands."""
-    if values.shape[0] == 1:
+    groups = sizes(values)[0]
+    if groups == 1:
         return ops.expand_dims(ops.matmul(matrix, values[0]), 0)
-    matrix = ops.broadcast_to(matrix, (values.shape[0], *matrix.shape))
+    matrix = ops.broadcast_to(matrix, (groups, *sizes(matrix)))
     return ops.matmul(matrix, values)
 
 

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_lkca.backend import sizes
+
 
 def check_operands(inputs, kernel):
     """Raise a `ValueError` unless the operands fit the operator's definition."""
@@ -10,8 +12,8 @@ def check_operands(inputs, kernel):
             "`inputs` must have rank 4, (batch, height, width, channels). "
             f"Received: inputs.shape={tuple(inputs.shape)}"
         )
-    check_kernel(kernel)
-    channels, groups = inputs.shape[-1], kernel.shape[-1]
+    groups = check_kernel(kernel)[-1]
+    channels = sizes(inputs)[-1]
     if channels is None or channels % groups:
         raise ValueError(
             "The last axis of `kernel`, its groups, must divide the channels of "
@@ -21,8 +23,8 @@ def check_operands(inputs, kernel):
 
 
 def check_kernel(kernel):
-    """Raise a `ValueError` unless the kernel is (odd, odd, groups)."""
-    shape = tuple(kernel.shape)
+    """Return a kernel's shape, or raise a `ValueError`: it is (odd, odd, groups)."""
+    shape = tuple(sizes(kernel))
     if len(shape) != 3 or not all(isinstance(size, int) and size for size in shape):
         raise ValueError(
             "`kernel` must have rank 3, (kernel_height, kernel_width, groups), and "
@@ -33,6 +35,7 @@ def check_kernel(kernel):
             "`kernel` must have odd extents, so that it has a centre; pad an even "
             f"one with a row or column of zeros. Received: kernel.shape={shape}"
         )
+    return shape
 
 
 def fit_kernel(kernel, height, width):
@@ -44,18 +47,19 @@ def fit_kernel(kernel, height, width):
     kernel = crop_kernel(kernel, height, width)
     pads = [
         ((size - extent) // 2,) * 2
-        for size, extent in zip((height, width), kernel.shape[:2], strict=True)
+        for size, extent in zip((height, width), sizes(kernel)[:2], strict=True)
     ]
     return ops.pad(kernel, [*pads, (0, 0)]) if any(map(any, pads)) else kernel
 
 
 def crop_kernel(kernel, height, width):
     """Crop a kernel about its centre to at most (height, width, groups)."""
+    extents = sizes(kernel)[:2]
     window = [
         slice(max(extent - size, 0) // 2, (extent + min(extent, size)) // 2)
-        for size, extent in zip((height, width), kernel.shape[:2], strict=True)
+        for size, extent in zip((height, width), extents, strict=True)
     ]
-    if all(w.stop - w.start == n for w, n in zip(window, kernel.shape, strict=False)):
+    if all(w.stop - w.start == n for w, n in zip(window, extents, strict=True)):
         return kernel
     return kernel[tuple(window)]
 

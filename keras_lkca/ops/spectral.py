@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_lkca.backend import inverse_spectrum, spectrum
+from keras_lkca.backend import inverse_spectrum, sizes, spectrum
 from keras_lkca.ops.kernels import crop_kernel
 
 
@@ -13,9 +13,9 @@ def convolve(inputs, kernel):
     are as long as the linear convolution needs where it is kept: what wraps around
     lands outside the window. Operands in float32 or float64.
     """
-    height, width, channels = inputs.shape[1:]
+    height, width, channels = sizes(inputs)[1:]
     kernel = crop_kernel(kernel, 2 * height - 1, 2 * width - 1)
-    kernel_height, kernel_width, groups = kernel.shape
+    kernel_height, kernel_width, groups = sizes(kernel)
     top, left = kernel_height // 2, kernel_width // 2
     lengths = fft_length(height + top), fft_length(width + left)
     # Flipped, since a product of spectra convolves and the operator correlates.

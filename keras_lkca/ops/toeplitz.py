@@ -2,20 +2,20 @@
 
 from keras import ops
 
-from keras_lkca.backend import batches_products
+from keras_lkca.backend import batches_products, sizes
 from keras_lkca.checks import check_positive_int
 from keras_lkca.ops.kernels import check_kernel, fit_kernel, windows
 
 
 def convolve(inputs, kernel):
     """Apply the operator as a matrix product; height and width must be static."""
-    return apply_matrix(inputs, attention_matrix(kernel, *inputs.shape[1:3]))
+    return apply_matrix(inputs, attention_matrix(kernel, *sizes(inputs)[1:3]))
 
 
 def apply_matrix(inputs, matrix):
     """Mix the tokens by attention matrices `(groups, tokens, tokens)`."""
-    height, width, channels = inputs.shape[1:]
-    groups, tokens = matrix.shape[:2]
+    height, width, channels = sizes(inputs)[1:]
+    groups, tokens = sizes(matrix)[:2]
     group_channels = channels // groups
     if groups == 1 and batches_products():
         values = ops.matmul(matrix, ops.reshape(inputs, (-1, tokens, channels)))
@@ -26,7 +26,10 @@ def apply_matrix(inputs, matrix):
     if groups == 1:
         values = ops.transpose(inputs, (1, 2, 0, 3))
         values = ops.matmul(matrix[0], ops.reshape(values, (tokens, -1)))
-        values = ops.reshape(values, (height, width, -1, channels))
+        # LiteRT's converter loses a batch of -1 here.
+        batch = inputs.shape[0]
+        batch = ops.shape(inputs)[0] if batch is None else batch
+        values = ops.reshape(values, (height, width, batch, channels))
         return ops.transpose(values, (2, 0, 1, 3))
     values = ops.reshape(inputs, (-1, tokens, groups, group_channels))
     values = ops.reshape(ops.transpose(values, (2, 1, 0, 3)), (groups, tokens, -1))
@@ -74,10 +77,10 @@ def attention_matrix(kernel, height, width):
           https://arxiv.org/abs/2401.05738), method section.
     """
     kernel = ops.convert_to_tensor(kernel)
-    check_kernel(kernel)
+    groups = check_kernel(kernel)[-1]
     height = check_positive_int("height", height)
     width = check_positive_int("width", width)
-    groups, tokens = kernel.shape[-1], height * width
+    tokens = height * width
     kernel = ops.transpose(fit_kernel(kernel, 2 * height - 1, 2 * width - 1), (2, 0, 1))
     matrix = windows(kernel, width, axis=1)  # g, j, row offset, l
     matrix = ops.reshape(matrix, (groups, width, -1))
