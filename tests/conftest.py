@@ -58,7 +58,7 @@ def every_layer(methods=("toeplitz", "depthwise", "hybrid")):
         for num_kernels in (1, 2):
             x = x + layers.LKCA(num_kernels=num_kernels, method=method)(x)
     kept = [layers.FixedConv((3, 5), method=name) for name in ("toeplitz", "hybrid")]
-    for layer in (*kept, layers.LKCA(kernel_size=3, dropout_rate=0.1)):
+    for layer in (*kept, layers.LKCA(kernel_size=3, gate_activation="gelu")):
         x = x + layer(x)
     x = layers.StochasticDepth(0.1)(keras.layers.LayerNormalization()(x))
     x = layers.ClassToken()(keras.layers.Reshape((24, 8))(x))

@@ -293,6 +293,36 @@ def test_images_of_any_size_that_a_model_resizes(images, tmp_path):
         keras_lkca.predict(keras.Model(inputs, pooled), images)
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("arguments", [{"method": "spectral"}, {"num_kernels": 8}])
+def test_transforms_become_products(arguments, folded, images, monkeypatch):
+    """Also those that are planned, whose plan is the same function."""
+    if "method" not in arguments:
+        for module in (keras_lkca.ops.plan, deploy.formats):
+            monkeypatch.setattr(module, "choose_method", lambda *_, **__: "spectral")
+    model = trained(depth=1, embed_dim=8, **arguments)
+    model = deploy.fold(model) if folded else model
+    expected = keras.ops.convert_to_numpy(model(images))
+    deploy.formats.use_products(model)
+    found = {layer.method for layer in model.layers if hasattr(layer, "method")}
+    assert found == {"hybrid"}
+    outputs = keras.ops.convert_to_numpy(model(images))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_transforms_is_exported(images, tmp_path):
+    needs("litert")
+    model = trained(depth=1, num_classes=4, method="spectral")
+    for format in ("onnx", "openvino", "litert"):
+        with pytest.raises(ValueError, match="no Fourier.*keras_lkca.deploy.export"):
+            model.export(tmp_path / "model", format=format)
+    path = deploy.export(model, tmp_path / "model.tflite", format="litert")
+    outputs = deploy.FORMATS["litert"].read(path)(images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
+
+
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format", ["onnx", "torch"])

@@ -644,3 +644,19 @@ def test_every_layer_is_traced_and_compiled(rng):
                 atol=1e-4,
                 err_msg=f"{name}, {batch} images",
             )
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="a tool of torch")
+@pytest.mark.filterwarnings("ignore")
+def test_a_layer_of_any_grid_is_traced_for_any(rng):
+    import torch
+
+    inputs = keras.Input((None, None, 4))
+    outputs = LKCA(kernel_size=7, kernel_initializer="normal")(inputs)
+    model = keras.Model(inputs, outputs)
+    trace = torch.jit.trace(model, torch.zeros(1, 1, 1, 4))  # as Keras's ONNX export
+    for shape in ((2, 8, 6, 4), (1, 3, 9, 4)):
+        array = rng.normal(size=shape).astype("f4")
+        expected = keras.ops.convert_to_numpy(model(array))
+        outputs = keras.ops.convert_to_numpy(trace(torch.from_numpy(array)))
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)

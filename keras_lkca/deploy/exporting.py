@@ -45,7 +45,8 @@ def export(
     [0, 255]; the normalisation is within. Out come `probabilities`
     `(batch, classes)` as `predict` gives them, so two of a model with one column, and,
     in a SavedModel, `classes`, the likeliest ones, and `labels`, their names where they
-    are known.
+    are known. LKCA by Fourier transforms is computed by `method="hybrid"` instead in
+    a format that lacks them.
 
     Args:
         model: A classifier, or the path of its `.keras` file.
@@ -214,6 +215,8 @@ def write(model, path, format, fold_model, tolerance, **options):
     if fold_model:
         model = fold(model)
     formats.use_erf(model)
+    if not row.transforms:
+        formats.use_products(model)
     options = {key: value for key, value in options.items() if key in row.options}
 
     def difference(shape, count):

@@ -11,8 +11,10 @@ import numpy as np
 
 from keras_lkca.deploy.encoded import read_file
 from keras_lkca.extras import require
-from keras_lkca.internals import layers_by_path, one_scale_per_matrix
+from keras_lkca.internals import layers_by_path, one_scale_per_matrix, sublayers
+from keras_lkca.layers import LKCA, FixedConv
 from keras_lkca.models.classifiers import gives_probabilities, image_shape, task_of
+from keras_lkca.ops.plan import choose_method
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -26,6 +28,35 @@ def use_erf(model):
     for layer in layers_by_path(model).values():
         if getattr(layer, "activation", None) is keras.activations.gelu:
             layer.activation = erf_gelu
+
+
+def use_products(model):
+    """Let LKCA be computed by matrix products where it would be by transforms."""
+    for layer in sublayers(model):
+        if isinstance(layer, FixedConv) and layer.planned_method == "spectral":
+            layer.compute_by("hybrid")
+        elif isinstance(layer, LKCA) and "spectral" in _methods(layer):
+            layer.method = "hybrid"
+
+
+def _methods(layer):
+    """Return the methods that an LKCA layer may take for one image or any batch."""
+    if layer.method != "auto" or None in layer.grid:
+        return {layer.method}
+    *kernel_size, groups = layer.kernel.shape
+    return {
+        choose_method(
+            *layer.grid,
+            layer.value.units,
+            batch=batch,
+            kernel_size=kernel_size,
+            groups=groups,
+            training=training,
+            backend=keras.config.backend(),
+        )
+        for batch in (1, None)
+        for training in (False, None)
+    }
 
 
 def probabilities(model, images):
@@ -255,6 +286,7 @@ class Format:
         options: Those of `keras_lkca.deploy.export`'s arguments that it takes.
         beside: Ending of a second file, or `None`.
         any_size: Whether images may be of any size, where the model takes such.
+        transforms: Whether it has Fourier transforms.
     """
 
     backend: str
@@ -266,6 +298,7 @@ class Format:
     options: tuple[str, ...] = ()
     beside: str | None = None
     any_size: bool = True
+    transforms: bool = False
 
 
 FORMATS = {
@@ -276,6 +309,7 @@ FORMATS = {
         write_tf_saved_model,
         read_tf_saved_model,
         options=("image_bytes", "class_names", "version"),
+        transforms=True,
     ),
     "onnx": Format(
         "tensorflow",
@@ -304,5 +338,13 @@ FORMATS = {
         ".xml",
         beside=".bin",
     ),
-    "torch": Format("torch", ("torch",), "torch", write_torch, read_torch, ".pt2"),
+    "torch": Format(
+        "torch",
+        ("torch",),
+        "torch",
+        write_torch,
+        read_torch,
+        ".pt2",
+        transforms=True,
+    ),
 }

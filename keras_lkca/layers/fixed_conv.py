@@ -92,6 +92,11 @@ class FixedConv(keras.layers.Layer):
                 device=device_kind(),
             )
 
+    @property
+    def planned_method(self):
+        """The method that the layer, which is built, takes."""
+        return self._resolved
+
     def prepare(self):
         """Compute what follows from the kernel, where it is worth keeping."""
         height, width = self.grid
@@ -104,6 +109,11 @@ class FixedConv(keras.layers.Layer):
         kept = [keras.ops.convert_to_numpy(array) for array in kept]
         small = sum(array.nbytes for array in kept) <= MAX_KEPT_BYTES
         self._kept = [constant(array) for array in kept] if kept and small else None
+
+    def compute_by(self, method):
+        """Compute the same by another method, one but `"auto"`, from now on."""
+        self.method = self._resolved = method
+        self.prepare()
 
     def set_weights(self, weights):
         """Set the kernel and the bias, and compute what follows."""

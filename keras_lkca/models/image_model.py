@@ -107,6 +107,30 @@ class ImageModel(keras.Model):
             if isinstance(layer, keras.layers.Dense) and is_quantized(layer)
         }
 
+    def export(self, filepath, format="tf_saved_model", *args, **kwargs):
+        """Export as `keras.Model.export`, where the format has what the layers take.
+
+        Args:
+            filepath: Where to write.
+            format: Keras's name of a format.
+            *args: What else `keras.Model.export` takes.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: If a layer has `method="spectral"`, and the format no Fourier
+                transforms that it could use.
+        """
+        if format in ("onnx", "openvino", "litert"):
+            for layer in sublayers(self):
+                if getattr(layer, "method", None) == "spectral":
+                    raise ValueError(
+                        f"{format!r} has no Fourier transforms for {layer.name}, whose "
+                        "method is 'spectral'. Use keras_lkca.deploy.export(model, "
+                        f"output, format={format!r}), or a model with "
+                        f"method='hybrid'. Received: format={format!r}"
+                    )
+        return super().export(filepath, format, *args, **kwargs)
+
     @classmethod
     def from_preset(
         cls,
