@@ -51,6 +51,7 @@ def trained(**arguments):
 def every_layer(methods=("toeplitz", "depthwise", "hybrid")):
     """A model of every layer, with one kernel and several by each method."""
     from keras_lkca import layers
+    from keras_lkca.models import ImageModel
 
     images = keras.Input((8, 12, 3))
     x = layers.PositionEmbedding()(layers.PatchEmbedding(2, 8)(images))
@@ -58,11 +59,12 @@ def every_layer(methods=("toeplitz", "depthwise", "hybrid")):
         for num_kernels in (1, 2):
             x = x + layers.LKCA(num_kernels=num_kernels, method=method)(x)
     kept = [layers.FixedConv((3, 5), method=name) for name in ("toeplitz", "hybrid")]
-    for layer in (*kept, layers.LKCA(kernel_size=3, gate_activation="gelu")):
+    gated = layers.LKCA(kernel_size=3, gate_activation="gelu", name="gated")
+    for layer in (*kept, gated):
         x = x + layer(x)
     x = layers.StochasticDepth(0.1)(keras.layers.LayerNormalization()(x))
     x = layers.ClassToken()(keras.layers.Reshape((24, 8))(x))
-    model = keras.Model(images, layers.TokenDense(4)(layers.SelfAttention(2)(x)))
+    model = ImageModel(images, layers.TokenDense(4)(layers.SelfAttention(2)(x)))
     with_noise(model)
     for layer in kept:
         layer.prepare()

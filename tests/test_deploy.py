@@ -843,6 +843,7 @@ def test_keras_exports_every_layer(format, rng, tmp_path):
 
         options = {"dynamic_shapes": {0: torch.export.Dim("batch", min=1)}}
     model.export(path, format=format, verbose=False, **options)
+    assert model.get_layer("gated").gate.activation is keras.activations.gelu
     for batch in batches:
         images = rng.uniform(0, 255, (batch, *model.input_shape[1:])).astype("f4")
         expected = keras.ops.convert_to_numpy(model(images))

@@ -21,6 +21,7 @@ from keras_lkca.deploy.formats import FORMATS, QUANTIZE
 from keras_lkca.deploy.prediction import names_of, read_model
 from keras_lkca.extras import require
 from keras_lkca.internals import layers_by_path, sublayers
+from keras_lkca.layers.dense import use_erf
 from keras_lkca.models.classifiers import check_classifier, image_shape
 
 
@@ -214,7 +215,7 @@ def write(model, path, format, fold_model, tolerance, **options):
     ]
     if fold_model:
         model = fold(model)
-    formats.use_erf(model)
+    use_erf(model)
     if not row.transforms:
         formats.use_products(model)
     options = {key: value for key, value in options.items() if key in row.options}

@@ -11,23 +11,10 @@ import numpy as np
 
 from keras_lkca.deploy.encoded import read_file
 from keras_lkca.extras import require
-from keras_lkca.internals import layers_by_path, one_scale_per_matrix, sublayers
+from keras_lkca.internals import one_scale_per_matrix, sublayers
 from keras_lkca.layers import LKCA, FixedConv
 from keras_lkca.models.classifiers import gives_probabilities, image_shape, task_of
 from keras_lkca.ops.plan import choose_method
-
-
-@keras.saving.register_keras_serializable(package="keras_lkca")
-def erf_gelu(x):
-    """GELU by `erf`, which every format has; TensorFlow's own takes `erfc`."""
-    return 0.5 * x * (1 + keras.ops.erf(x * (0.5**0.5)))
-
-
-def use_erf(model):
-    """Let a model's exact GELUs be computed by `erf`."""
-    for layer in layers_by_path(model).values():
-        if getattr(layer, "activation", None) is keras.activations.gelu:
-            layer.activation = erf_gelu
 
 
 def use_products(model):

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_lkca.backend import affine, is_traced
 from keras_lkca.checks import check_positive_int, check_rate
-from keras_lkca.internals import is_quantized
+from keras_lkca.internals import is_quantized, sublayers
 
 # What Keras's `enable_lora` takes, for adapters of low rank.
 LORA = ("lora_rank", "lora_alpha")
@@ -153,3 +153,21 @@ def change(layers, changed):
         made = type(layer).from_config({**layer.get_config(), **values})
         for key in values:
             setattr(layer, key, getattr(made, key))
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+def erf_gelu(x):
+    """GELU by `erf`, which every format has; TensorFlow's own takes `erfc`."""
+    return 0.5 * x * (1 + ops.erf(x * (0.5**0.5)))
+
+
+def use_erf(model):
+    """Let exact GELUs be computed by `erf`, and return the layers that were changed."""
+    exact = [
+        layer
+        for layer in sublayers(model)
+        if getattr(layer, "activation", None) is keras.activations.gelu
+    ]
+    for layer in exact:
+        layer.activation = erf_gelu
+    return exact

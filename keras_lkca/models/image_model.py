@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_lkca.internals import is_quantized, sublayers
-from keras_lkca.layers.dense import LORA, HoldsDense, change
+from keras_lkca.layers.dense import LORA, HoldsDense, change, use_erf
 from keras_lkca.models.presets import (
     PRESETS,
     check_preset,
@@ -129,7 +129,12 @@ class ImageModel(keras.Model):
                         f"output, format={format!r}), or a model with "
                         f"method='hybrid'. Received: format={format!r}"
                     )
-        return super().export(filepath, format, *args, **kwargs)
+        changed = use_erf(self) if format == "onnx" else []
+        try:
+            return super().export(filepath, format, *args, **kwargs)
+        finally:
+            for layer in changed:
+                layer.activation = keras.activations.gelu
 
     @classmethod
     def from_preset(
