@@ -354,7 +354,7 @@ def test_ctrl_c_while_it_trains(tmp_path):
     assert line in error.splitlines()  # TensorFlow may say that its threads stopped too
     assert "Traceback" not in error.split(line)[0]
     rows = len(callbacks.read_history(output / "history.csv"))
-    assert 1 <= callbacks.epochs_of(output / "last.keras") <= rows
+    assert 1 <= callbacks.epoch_of(output / "last.keras") <= rows
 
 
 def test_a_reader_that_goes_away_is_no_error(digits_model, tmp_path):

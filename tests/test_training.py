@@ -76,7 +76,7 @@ def test_half_precision_resumes_after_the_right_epoch(tmp_path):
     (tmp_path / "a" / "metrics.json").unlink()
     (tmp_path / "a" / ".writing-litter").mkdir()
     training.train(output=tmp_path / "a", resume=True)
-    assert callbacks.epochs_of(tmp_path / "a" / "last.keras") == 2
+    assert callbacks.epoch_of(tmp_path / "a" / "last.keras") == 2
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == FILES
 
 
@@ -112,7 +112,7 @@ def test_the_best_epoch_is_chosen_on_validation_images(tmp_path, monkeypatch):
     assert (metrics["best"]["epoch"], metrics["last"]["epoch"]) == (2, 3)
     for name, epoch in (("best", 2), ("last", 3)):
         path = tmp_path / "a" / f"{name}.keras"
-        assert callbacks.epochs_of(path) == epoch
+        assert callbacks.epoch_of(path) == epoch
         assert int(keras.models.load_model(path).optimizer.iterations) == 12 * epoch
     rows = callbacks.read_history(tmp_path / "a" / "history.csv")
     assert metrics["best"]["epoch"] == 1 + np.argmax([r["val_accuracy"] for r in rows])
