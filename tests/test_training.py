@@ -370,7 +370,7 @@ def short_run(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "lkca_vit_05m"}, "`preset` of the run to resume is 'lkca_vit_tin"),
+        ({"preset": "lkca_vit_05m"}, "`preset` of the run to resume is 'lkca_net_08"),
         ({"recipe": quick(epochs=9)}, "`recipe` of the run to resume is"),
         ({"seed": 3}, "`seed` of the run to resume is 0.*seed=3"),
         ({"dataset": "cifar10"}, "`dataset` of the run to resume is 'digits'"),
