@@ -680,7 +680,9 @@ def test_other_bad_input(image, images):
     with pytest.raises(ValueError, match="`class_index` must be a class, 0 to 9"):
         interpret.saliency(small(), image, 10)
     with pytest.raises(ValueError, match="or a name of class_names.*'cow'"):
-        interpret.saliency(small(num_classes=1, class_names=["ant"]), image, "cow")
+        interpret.saliency(
+            small(num_classes=2, class_names=["ant", "bee"]), image, "cow"
+        )
     for model in (vit(), small(include_top=False), small(pooling="max"), None):
         with pytest.raises(ValueError, match="must classify the mean of its tokens"):
             interpret.saliency(model, image)
