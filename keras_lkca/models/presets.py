@@ -132,6 +132,19 @@ PRESETS["lkca_net_08m_cifar10"] = _trained(
         sha256="bcd037f0d206c10ed4421a732142b8702bce002bcbd0af1b18933a4ddd884490",
     ),
 )
+PRESETS["lkca_net_08m_cifar100"] = _trained(
+    "lkca_net_08m",
+    num_classes=100,
+    image_mean=(0.5071, 0.4865, 0.4409),
+    image_std=(0.2673, 0.2564, 0.2762),
+    weights=Weights(
+        dataset="CIFAR-100",
+        test_accuracy=0.5788,
+        training="10 passes over 45,000 images, Recipe.quick(learning_rate=2e-3)",
+        licence="none stated by the authors of the images (Krizhevsky, 2009)",
+        sha256="f9d1265b38dc8b0eb9f8b05b335903ff97f2fc897b45789ef7a1fa85de3d45f2",
+    ),
+)
 
 
 def list_presets(model: str | None = None, trained: bool | None = None) -> list[str]:
