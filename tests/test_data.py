@@ -10,7 +10,7 @@ from PIL import Image, features
 
 from keras_lkca import data
 from keras_lkca.data.batches import batch_rows
-from keras_lkca.data.folders import images_below
+from keras_lkca.data.folders import decode, images_below
 
 tf = pytest.importorskip("tensorflow")
 
@@ -446,8 +446,11 @@ def test_a_dataset_of_ones_own_gives_all_of_it(kind):
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([numbered(8)], "ended after 1 batches.*`steps_per_epoch`=2"),
-        ([(*numbered(8), np.ones(8), 0)], "must give pairs.*tuple of 4"),
+        ([numbered(8)], "after 1 batches of epoch 1: name fewer.*steps_per_epoch=2"),
+        (iter([numbered(8)]), "after 1 batches of epoch 1: an iterator is read on"),
+        ([(*numbered(8), np.ones(8), 0)], "must give batches.*tuple of 4"),
+        ([numbered(8)[0]], "must give batches.*Received: ndarray$"),
+        ([3, 4], "must give batches.*Received: int$"),
         ([(*numbered(8), np.ones(7))], "weights must be 8 numbers"),
         ([(np.zeros((8, 4, 4)), np.zeros(8, int))], "`images` must be an array of num"),
         ([(np.zeros((8, 4, 4, 3)), np.full(8, 20))], "`labels` must lie between"),
@@ -456,6 +459,28 @@ def test_a_dataset_of_ones_own_gives_all_of_it(kind):
 def test_bad_datasets_of_ones_own(batches, message):
     with pytest.raises(ValueError, match=message):
         take(data.dataset_batches(batches, 20, 2), 2)
+
+
+class Once:
+    """What has a length and begins anew, but is used up by its first epoch."""
+
+    def __init__(self, batches):
+        self.left = iter(batches)
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        yield from self.left
+
+
+def test_what_is_used_up_is_told_to_begin_anew():
+    batches = [numbered(8)] * 2
+    with pytest.raises(ValueError, match="0 batches of epoch 2: each epoch begins it"):
+        take(data.dataset_batches(Once(batches), 20, 2), 3)
+    for own, first in ((iter(batches), 1), (iter(batches[:1]), 2)):
+        with pytest.raises(ValueError, match="batches of epoch .: an iterator is read"):
+            next(data.dataset_batches(own, 20, 2, first_epoch=first))
 
 
 def test_unknown_names():
@@ -580,6 +605,9 @@ def test_damaged_files_are_named_and_skipped_or_refused(tmp_path, capsys):
     (tmp_path / "b" / "text.jpg").write_text("no image")
     with pytest.raises(ValueError, match="(?s)2 of 7 files.*1.png.*text.jpg.*on-error"):
         data.from_directory(tmp_path, 4)
+    # Who cannot skip is not told to.
+    with pytest.raises(ValueError, match=r"text.jpg[^\n]*\nReplace or remove them\.$"):
+        decode([tmp_path / "b" / "text.jpg"], (4, 4))
     images, labels, _ = data.from_directory(tmp_path, 4, on_error="skip")
     assert images[:, 0, 0, :2].tolist() == [[0, 0], [2, 0], [0, 0], [0, 1], [0, 2]]
     assert labels.tolist() == [0, 0, 1, 1, 1]

@@ -88,11 +88,7 @@ def training_batches(
     if weights is not None:
         labels = weighted(labels, weights)
     check_mixing(augmentation, one_hot)
-    if batch_size > len(images):
-        raise ValueError(
-            "`batch_size` must not be above the number of training images. "
-            f"Received: batch_size={batch_size} for {len(images)} images"
-        )
+    check_batch_size(batch_size, len(images))
 
     def steps():
         return batch_rows(len(images), batch_size, seed, first_step)
@@ -101,6 +97,15 @@ def training_batches(
         options = augmentation, steps, num_classes, one_hot
         return _tf_dataset(images, labels, batch_size, *options)
     return _generator(images, labels, augmentation, steps, num_classes, one_hot)
+
+
+def check_batch_size(batch_size, count):
+    """Raise a `ValueError` where there are fewer training images than in a batch."""
+    if batch_size > count:
+        raise ValueError(
+            "`batch_size` must not be above the number of training images. "
+            f"Received: batch_size={batch_size} for {count} images"
+        )
 
 
 def check_numbers(images):
@@ -244,16 +249,18 @@ def dataset_batches(
 ):
     """Augment the batches of a dataset of one's own, epoch after epoch, without end.
 
-    Each epoch begins the dataset anew. While it begins, and for each batch, the
-    generators of Python, NumPy and torch are seeded from `seed` and the step: what
-    shuffles or augments by those draws the same again after a restart. So does a
-    `tf.data.Dataset` that shuffles with a seed of its own.
+    Each epoch begins the dataset anew, which has to give its batches every time that
+    it is iterated. While it begins, and for each batch, the generators of Python, NumPy
+    and torch are seeded from `seed` and the step: what shuffles or augments by those
+    draws the same again after a restart. So does a `tf.data.Dataset` that shuffles with
+    a seed of its own. Keras's and TensorFlow's own seeds are set too, and stay so.
 
     Args:
         dataset: `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
             iterable of batches `(images, labels)`, as `training_batches` takes them,
             or `(images, labels, weights)`, a weight for each image in the loss. An
-            iterator is read on from epoch to epoch.
+            iterator cannot begin anew: it is read on from epoch to epoch, and must
+            hold the batches of all of them.
         num_classes: Positive integer, the length of the one-hot labels.
         steps_per_epoch: Positive integer, the batches of an epoch.
         augmentation: What is done to each batch; `None` for nothing.
@@ -287,8 +294,9 @@ def dataset_batches(
     augment = _on_device(augmentation, num_classes, one_hot)
     once = isinstance(dataset, collections.abc.Iterator)
     if once:
-        for _ in range(first_epoch * steps_per_epoch):
-            next(dataset, None)
+        for step in range(first_epoch * steps_per_epoch):
+            if next(dataset, None) is None:
+                _ended(dataset, step // steps_per_epoch, step, steps_per_epoch)
     for epoch in range(first_epoch):
         _begin(dataset, seed, epoch)  # what counts its epochs counts them again
     for epoch in itertools.count(first_epoch):
@@ -298,17 +306,8 @@ def dataset_batches(
             with seeded(int(pair[0])):
                 batch = next(batches, None)
             if batch is None:
-                raise ValueError(
-                    f"The dataset ended after {step} batches of an epoch of "
-                    f"`steps_per_epoch`={steps_per_epoch}: name fewer, or give "
-                    "a dataset that begins anew whenever it is iterated over."
-                )
-            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-                raise ValueError(
-                    "A dataset must give pairs (images, labels), or (images, labels, "
-                    f"weights). Received: {type(batch).__name__} {str(batch)[:80]}"
-                )
-            images, labels, *own = map(keras.ops.convert_to_numpy, batch)
+                _ended(dataset, epoch, step, steps_per_epoch)
+            images, labels, *own = as_arrays(batch)
             check_numbers(images)
             if look is not None:
                 look(images)
@@ -322,6 +321,49 @@ def dataset_batches(
             if weights is not None:
                 labels = weighted(labels, weights)
             yield augment(images, labels, pair)
+
+
+def _ended(dataset, epoch, step, steps_per_epoch):
+    """Raise the `ValueError` of a dataset that gives too few batches."""
+    if isinstance(dataset, collections.abc.Iterator):
+        remedy = (
+            "an iterator is read on from epoch to epoch, and needs "
+            "`steps_per_epoch` batches for each. Give what begins anew every time that "
+            "it is iterated, such as a list of batches"
+        )
+    elif step:
+        remedy = (
+            "name fewer `steps_per_epoch`, or leave it out where the dataset has a "
+            "length. It need not repeat: each epoch begins it anew"
+        )
+    else:
+        remedy = (
+            "each epoch begins it anew, so it must give its batches every time that it "
+            "is iterated"
+        )
+    raise ValueError(
+        f"The dataset ended after {step % steps_per_epoch} batches of epoch "
+        f"{epoch + 1}: {remedy}. Received: steps_per_epoch={steps_per_epoch}"
+    )
+
+
+def as_arrays(batch, name="A dataset"):
+    """Return a dataset's batch as arrays: images, labels, and weights if it has any.
+
+    Args:
+        batch: What the dataset gave.
+        name: What the caller calls the dataset.
+
+    Raises:
+        ValueError: If it is no batch.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise ValueError(
+            f"{name} must give batches (images, labels), or (images, labels, weights). "
+            f"Received: {type(batch).__name__}{size}"
+        )
+    return tuple(map(keras.ops.convert_to_numpy, batch))
 
 
 def _check_weights(weights, count):

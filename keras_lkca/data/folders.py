@@ -112,13 +112,14 @@ def from_directory(directory, image_size, on_error: str = "raise"):
     return images, labels, facts
 
 
-def decode(files, image_size, on_error="raise"):
+def decode(files, image_size, on_error=None):
     """Decode files to one array.
 
     Args:
         files: Sequence of paths.
         image_size: The (height, width) to crop and resize to.
-        on_error: `"raise"` or `"skip"`, see `from_directory`.
+        on_error: `"raise"` or `"skip"`, see `from_directory`; `None` to raise for a
+            caller who cannot skip.
 
     Returns:
         uint8 images `(n, height, width, 3)` and a boolean array that tells which of
@@ -159,10 +160,11 @@ def decode(files, image_size, on_error="raise"):
         named = "\n    ".join(damaged[:10])
         more = f"\n    and {len(damaged) - 10} more" if len(damaged) > 10 else ""
         text = f"{len(damaged)} of {len(files)} files cannot be decoded:\n    "
-        if on_error == "raise":
+        if on_error != "skip":
+            skip = ", or skip them with on_error='skip' (--on-error skip)"
             raise ValueError(
-                f"{text}{named}{more}\nReplace or remove them; where a folder of "
-                "images is read, on_error='skip' (--on-error skip) leaves them out."
+                f"{text}{named}{more}\nReplace or remove them"
+                f"{skip if on_error == 'raise' else ''}."
             )
         print(shown(f"skipped: {text}{named}{more}"), flush=True)
         images = images[kept]
