@@ -106,7 +106,11 @@ def test_overrides_of_a_preset():
 @pytest.mark.parametrize(
     ("cls", "preset", "message"),
     [
-        (LKCAViT, "lkca_vit_tny", r"no such preset.*'lkca_vit_tiny'.*'lkca_vit_tny'"),
+        (
+            LKCAViT,
+            "lkca_vit_tny",
+            r"`preset` must be one of.*no such preset.*'lkca_vit_tiny'.*'lkca_vit_tny'",
+        ),
         (ViT, "vit_smal", r"no such preset.*'vit_small'.*'vit_smal'"),
         (LKCAViT, "xyz", "no such preset.*'lkca_vit_05m'.*'xyz'"),
         (LKCAViT, "vit_tiny", "preset of ViT: use ViT.from_preset"),

@@ -186,8 +186,8 @@ def check_preset(preset):
     if preset not in PRESETS:
         near = difflib.get_close_matches(str(preset), PRESETS, n=3, cutoff=0.5)
         raise ValueError(
-            f"There is no such preset; the nearest are {near or list_presets()} "
-            "and keras_lkca.list_presets() names all. "
+            "`preset` must be one of keras_lkca.list_presets(); there is no such "
+            f"preset, and the nearest are {near or list_presets()}. "
             f"Received: preset={preset!r}"
         )
     return PRESETS[preset]
