@@ -18,7 +18,8 @@ from keras_lkca import __version__
 DESCRIPTION = """\
 Large Kernel Convolutional Attention: compact image classifiers for small data.
 
-  keras-lkca train digits --recipe quick --output runs/digits
+  keras-lkca train digits --preset lkca_net_03m --recipe quick --batch-size 50 \\
+      --set crop_padding=1 --output runs/digits
   keras-lkca evaluate runs/digits/best.keras digits
   keras-lkca predict runs/digits/best.keras 0.png 1.png
 """

@@ -270,9 +270,7 @@ def _title_of_run(path):
         config = json.loads((path.parent / "config.json").read_text())
         if "name" in config:
             return config["name"]
-        dataset = pathlib.Path(
-            config["arguments"]["dataset"]
-        ).name  # of a former version
+        dataset = pathlib.Path(config["arguments"]["dataset"]).name  # a run of before
         return f"{config['preset']} on {dataset}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
