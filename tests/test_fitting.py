@@ -1,5 +1,6 @@
 """`fit` on any classifier and any data: what it writes, how it goes on."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -32,6 +33,17 @@ def assert_same_weights(a, b):
     for x, y in zip(*(m.optimizer.variables for m in models), strict=True):
         x, y = map(keras.ops.convert_to_numpy, (x, y))
         np.testing.assert_allclose(x, y, atol=1e-6, err_msg="optimizer")
+
+
+class Subclassed(keras.Model):
+    """A model whose shapes Keras does not tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(10)
+
+    def call(self, images):
+        return self.dense(keras.ops.reshape(images, (-1, 64)))
 
 
 def test_a_pyramid_of_ones_own_is_killed_and_goes_on(run_python, tmp_path):
@@ -332,6 +344,36 @@ def test_layers_of_ones_own_are_trained_and_tested(tmp_path):
     assert np.mean(predicted == labels) == metrics["last"]["test_accuracy"]
 
 
+@pytest.mark.once
+def test_what_the_end_needs_is_asked_at_the_beginning(tmp_path):
+    base, test = tiny(), data.digits("test")
+    model = keras.Model(base.input, Halved()(base.output))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    options = {"recipe": quick(epochs=1), "steps_per_epoch": 2}
+    with pytest.raises(ValueError, match="`test` cannot be evaluated: `model` must en"):
+        fit(model, data.digits(), test=test, output=tmp_path / "a", **options)
+    assert not (tmp_path / "a").exists()
+    fit(model, data.digits(), test, output=tmp_path / "a", **options)
+    assert model.count_params() and (tmp_path / "a" / "metrics.json").exists()
+    # Labels of which an image has shares are evaluated and validate.
+    shares = np.eye(10)[test[1]] * 0.7 + 0.03
+    soft = (test[0], shares)
+    metrics = fit(base, data.digits(), soft, soft, output=tmp_path / "b", **options)
+    scores, _ = evaluate(base, *test)
+    assert metrics["last"]["test_accuracy"] == scores["test_accuracy"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_two_batches_are_no_pair(kind, tmp_path):
+    images, labels = data.digits()
+    own = kind(kind((images[i : i + 32], labels[i : i + 32])) for i in (0, 32))
+    options = {"recipe": quick(epochs=1), "output": tmp_path / "run"}
+    metrics = fit(tiny(), own, own, [*own], **options)
+    assert metrics["images"] == {"train": None, "validation": 64, "test": 64}
+
+
 def test_without_validation_the_last_epoch_is_the_best(tmp_path):
     metrics = fit(tiny(), data.digits(), recipe=quick(), output=tmp_path / "run")
     assert metrics["best"] == metrics["last"] == {"epoch": 2}
@@ -403,17 +445,42 @@ def test_a_dataset_of_batches_goes_on(passes, tmp_path):
     assert int(model.optimizer.iterations) == 2 * 10 * passes
 
 
+TWO_NAMES = dataclasses.replace(data.describe("digits"), class_names=("no", "yes"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "lkca"}, "`model` must be a functional or Sequential"),
+        ({"model": "lkca"}, "`model` must map images.*str from None to None"),
+        ({"model": Subclassed()}, "a functional or a Sequential.*Subclassed from None"),
         ({"train": "digits"}, "`train` must be a pair of arrays.*'digits'"),
         ({"train": 3}, "`train` must be a pair of arrays.*3"),
+        (
+            {"train": data.digits()[0]},
+            r"`train` must be a pair.*one array of shape .1400",
+        ),
+        ({"train": [*data.digits()[0][:4]]}, "`train` must be a pair.*list of 4 arr"),
+        ({"train": (*data.digits(), 0)}, "`train` must be a pair.*tuple of 3 arrays"),
+        (
+            {"test": data.digits()[0]},
+            r"`test` must be a pair.*one array of shape .1400",
+        ),
+        ({"validation": "digits"}, "`validation` must be a pair.*'digits'"),
+        ({"validation": [3]}, "`validation` must give batches.*Received: int"),
+        ({"validation": []}, "`validation` must not be empty"),
+        ({"validation": 1}, "`validation` must be images and labels.*validation=1"),
+        ({"validation": np.float32(2)}, r"`validation` must be images.*2\.0"),
         ({"train": iter([])}, "`steps_per_epoch` is needed for a dataset whose"),
         ({"validation": 1.5}, "`validation` must be images and labels.*1.5"),
         ({"validation": 1e-5}, "`validation` must leave images on both sides"),
         ({"test": (np.zeros((4, 9, 9, 1)), np.zeros(4, int))}, "`test` must be.*8, 8"),
         ({"test": (np.zeros((4, 8, 8, 1)), np.full(4, 10))}, "between 0 and 9"),
+        (
+            {"test": (np.zeros((4, 8, 8, 1)), np.full((4, 10), 0.2))},
+            "`test` cannot be evaluated: `labels` must be one class.*sums of 2 to 2",
+        ),
+        ({"facts": TWO_NAMES}, "`facts.class_names` must be 10 names.*Received: 2"),
+        ({"about": {"seed": 5}}, "`about` must not hold arguments.*seed=5 to `fit`"),
         ({"recipe": "quick"}, "`recipe` must be a Recipe.*'quick'"),
         ({"seed": -1}, "`seed` must be an integer"),
         ({"pipeline": "numpy"}, "`pipeline` must be one of"),
@@ -435,27 +502,6 @@ def trained_pyramid(tmp_path_factory):
     output = tmp_path_factory.mktemp("pyramid") / "run"
     pyramid.train(output)
     return output / "last.keras"
-
-
-def test_what_the_end_needs_is_asked_for_at_the_start(tmp_path):
-    images, labels = data.digits("test")
-    soft = np.full((len(labels), 10), 0.1, "float32")
-    with pytest.raises(ValueError, match="`test` must have one class per image"):
-        fit(tiny(), data.digits(), test=(images, soft), output=tmp_path / "run")
-    with pytest.raises(ValueError, match="`about` must not hold.*'seed'"):
-        fit(tiny(), data.digits(), about={"seed": 5}, output=tmp_path / "run")
-    with pytest.raises(ValueError, match="`train` must be a pair.*one array of shape"):
-        fit(tiny(), images, output=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_list_of_two_batches_is_a_dataset(tmp_path):
-    images, labels = data.digits()
-    batches = [(images[:32], labels[:32]), (images[32:64], labels[32:64])]
-    metrics = fit(
-        tiny(), batches, test=batches, recipe=quick(epochs=1), output=tmp_path / "run"
-    )
-    assert metrics["images"]["test"] == 64 and metrics["epochs"] == 1
 
 
 def test_a_pyramid_of_ones_own_is_folded_named_and_reported(trained_pyramid, tmp_path):

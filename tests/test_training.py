@@ -439,9 +439,35 @@ def passes_on(classes):
 def test_evaluate_checks_the_labels():
     model = passes_on(3)
     logits = np.zeros((6, 3), "float32")
-    for labels in (np.zeros((6, 1), int), np.full(6, 3), np.full(6, -1)):
+    nan, ones = np.full((6, 3), np.nan), np.ones((6, 3))
+    for labels in (np.zeros((6, 2), int), np.full(6, 3), np.full(6, -1), nan, ones / 2):
         with pytest.raises(ValueError, match="`labels` must"):
             evaluation.evaluate(model, logits, labels)
+
+
+def test_shares_of_classes_count_as_the_largest(rng):
+    model = passes_on(7)
+    logits = rng.normal(size=(50, 7)).astype("float32")
+    shares = rng.dirichlet(np.ones(7), 50)
+    scores, confusion = evaluation.evaluate(model, logits, shares)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)(shares, logits)
+    assert scores["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+    largest, same = evaluation.evaluate(model, logits, shares.argmax(1))
+    np.testing.assert_array_equal(confusion, same)
+    for name in ("test_accuracy", "test_top5_accuracy"):
+        assert scores[name] == largest[name]
+    # One class an image is told by a row as by its number, also beside one that is
+    # ruled out.
+    inputs = keras.Input((7,))
+    model = keras.Model(
+        inputs, keras.layers.Dense(7, kernel_initializer="identity")(inputs)
+    )
+    model.layers[-1].bias.assign([0.0] * 6 + [-np.inf])
+    labels = rng.integers(0, 6, 50)
+    told = [
+        evaluation.evaluate(model, logits, y)[0] for y in (labels, np.eye(7)[labels])
+    ]
+    assert told[0] == told[1] and np.isfinite(told[0]["test_loss"])
 
 
 def test_evaluate_against_keras(rng):

@@ -16,15 +16,34 @@ def check_classifier(model):
     Raises:
         ValueError: If it does not.
     """
-    shapes = [getattr(model, f"{side}_shape", None) for side in ("input", "output")]
-    outputs = shapes[1] if isinstance(shapes[1], tuple) else ()
-    received = f"Received: a model from {shapes[0]} to {shapes[1]}"
-    if image_shape(model) is None or len(outputs) != 2 or outputs[1] is None:
+    check_shapes(model)
+    if image_shape(model) is None:
         raise ValueError(
-            "`model` must map images to classes, both of one size, and be a "
-            f"functional model. {received}"
+            "`model` must take images of one size, or resize them to one itself. "
+            f"Received: a model from {model.input_shape} to {model.output_shape}"
         )
     task_of(model)
+
+
+def check_shapes(model):
+    """Return the shape of a classifier's images, and the number of its columns.
+
+    Height and width are `None` where any fit.
+
+    Raises:
+        ValueError: If it does not map images to classes, or its shapes are not known.
+    """
+    shapes = [getattr(model, f"{side}_shape", None) for side in ("input", "output")]
+    for shape, rank in zip(shapes, (4, 2), strict=True):
+        fits = isinstance(shape, tuple) and len(shape) == rank
+        if not fits or not isinstance(shape[-1], int):
+            raise ValueError(
+                "`model` must map images (batch, height, width, channels) to (batch, "
+                "classes), and be a functional or a Sequential Keras model that is "
+                "built: of others the shapes are not known. Received: "
+                f"{type(model).__name__} from {shapes[0]} to {shapes[1]}"
+            )
+    return shapes[0][1:], shapes[1][1]
 
 
 def task_of(model):

@@ -129,15 +129,22 @@ class Keep(keras.callbacks.Callback):
     carries the number of its epoch, and last the best, a copy.
 
     Args:
-        folder: Where to write.
-        rows: The history so far, a dictionary per epoch.
+        folder: Where to write, a folder that exists.
+        rows: The history so far, a dictionary per epoch. `best_epoch` says which one
+            is the best.
 
     Example:
 
-    ```python
-    pathlib.Path("runs/first").mkdir(parents=True)
-    model.fit(x, y, validation_split=0.1, callbacks=[Keep("runs/first", [])])
-    ```
+    >>> import pathlib, tempfile
+    >>> from keras_lkca import LKCAViT, data
+    >>> from keras_lkca.training.callbacks import Keep
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    >>> model.compile("adam", "sparse_categorical_crossentropy")
+    >>> keep = Keep(folder, [])
+    >>> history = model.fit(*data.digits("test"), verbose=0, callbacks=[keep])
+    >>> sorted(path.name for path in folder.iterdir())
+    ['best.keras', 'history.csv', 'last.keras']
     """
 
     def __init__(self, folder, rows):

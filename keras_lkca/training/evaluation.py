@@ -4,7 +4,6 @@ import keras
 import numpy as np
 
 from keras_lkca.data.batches import as_one_hot
-from keras_lkca.data.datasets import check_labels
 from keras_lkca.files import shown
 from keras_lkca.models.classifiers import (
     gives_probabilities,
@@ -19,8 +18,9 @@ def evaluate(model, images, labels, batch_size: int = 128):
     Args:
         model: A classifier that returns logits, or ends with a softmax or a sigmoid.
         images: Array of images in [0, 255].
-        labels: Integer array `(n,)`; for one column `(n,)` or `(n, 1)` of 0 and 1; for
-            several labels an image `(n, classes)` of 0 and 1.
+        labels: Integer array `(n,)`, or shares of the classes `(n, classes)` that sum
+            to 1, of which the largest is the true class; for one column `(n,)` or
+            `(n, 1)` of 0 and 1; for several labels an image `(n, classes)` of 0 and 1.
         batch_size: Images per step.
 
     Returns:
@@ -73,9 +73,9 @@ def measure(model, images, labels, batch_size, task):
     """Do what `evaluate` does for a task that is known."""
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
+    labels = true_shares(labels, *outputs.shape, task)
     if task == "categorical":
-        return _one_of_many(outputs, np.asarray(labels), gives_probabilities(model))
-    labels = as_one_hot(labels, len(outputs), outputs.shape[1])
+        return _one_of_many(outputs, labels, gives_probabilities(model))
     if not gives_probabilities(model):
         outputs = 1 / (1 + np.exp(-np.clip(outputs, -60, 60)))
     yes, no = (np.log(np.maximum(x, 1e-30)) for x in (outputs, 1 - outputs))
@@ -95,14 +95,40 @@ def measure(model, images, labels, batch_size, task):
     return scores, confusion
 
 
-def _one_of_many(logits, labels, probabilities):
+def true_shares(labels, count, columns, task):
+    """Return what each image truly has of each class, `(count, columns)`.
+
+    Raises:
+        ValueError: If the labels are not those of the task.
+
+    Example:
+
+    >>> from keras_lkca.training.evaluation import true_shares
+    >>> true_shares([1, 0], 2, 3, "categorical").tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    """
+    shares = as_one_hot(labels, count, columns)
+    if task == "categorical":
+        sums = shares.sum(1)
+        if not np.allclose(sums, 1, atol=1e-3) or not (shares >= 0).all():
+            raise ValueError(
+                "`labels` must be one class an image, or shares of the classes that "
+                f"sum to 1. Received: sums of {sums.min():.3g} to {sums.max():.3g}"
+            )
+    return shares
+
+
+def _one_of_many(logits, shares, probabilities):
     if probabilities:
         logits = np.log(np.maximum(logits, 1e-30))
     count, classes = logits.shape
-    check_labels(labels, count, classes)
+    labels = shares.argmax(1)
     peak = logits.max(1)
     own = logits[np.arange(count), labels]
-    losses = np.log(np.exp(logits - peak[:, None]).sum(1)) + peak - own
+    # `own` where an image has one class. A logit may be infinite where there is none.
+    zeros = np.zeros_like(logits)
+    wanted = np.multiply(shares, logits, out=zeros, where=shares > 0).sum(1)
+    losses = np.log(np.exp(logits - peak[:, None]).sum(1)) + peak - wanted
     predicted = logits.argmax(1)
     scores = {
         "test_loss": float(losses.mean()),

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -16,7 +17,9 @@ from keras_lkca import data
 from keras_lkca.backend import device_kind, draws_from_one_generator
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.batches import (
+    as_arrays,
     as_one_hot,
+    check_batch_size,
     check_class_weight,
     check_known,
     check_mixing,
@@ -26,8 +29,8 @@ from keras_lkca.data.batches import (
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
+    check_shapes,
     class_names,
-    gives_probabilities,
     task_of,
     warn_if_divided,
 )
@@ -78,8 +81,9 @@ def fit(
 ) -> dict:
     """Train a Keras classifier and keep everything that came of it.
 
-    Any classifier of images: a model of this library, of your own, or of another. The
-    validation images choose the best epoch; the test images are read once, at the end.
+    Any functional or Sequential classifier of images: a model of this library, of your
+    own, or of another. The validation images choose the best epoch; the test images are
+    read once, at the end.
 
     Writes into `output`: `config.json` (all that repeats the run), `history.csv`,
     `best.keras` and `last.keras` after every epoch; `metrics.json`, and with matplotlib
@@ -88,35 +92,37 @@ def fit(
     that it would have had without a break, under the same backend.
 
     Args:
-        model: A functional or Sequential Keras model from images to
-            `(batch, classes)`: one class out of many by a softmax or logits, yes or
-            no by one column, any number of labels by a sigmoid on several columns, or
-            by logits where the labels are such
+        model: A functional or a built Sequential Keras model from images to
+            `(batch, classes)`, as every model of this library is: one class out of
+            many by a softmax or logits, yes or no by one column, any number of labels
+            by a sigmoid on several columns, or by logits where the labels are such
             (those of arrays; of a dataset's batches only the model tells). One that is
-            not
-            compiled, or was by this function, is compiled with the recipe's optimizer
-            and loss. One that you compiled keeps your optimizer, loss and metrics; the
-            recipe then gives the epochs, the batches and the augmentation. A loss of
-            integer labels, as `"sparse_categorical_crossentropy"`, gets them.
+            not compiled, or was by this function, is compiled with the recipe's
+            optimizer and loss. One that you compiled keeps your optimizer, loss and
+            metrics, and may end with anything where there is no `test`; the recipe
+            then gives the epochs, the batches and the augmentation. A loss of integer
+            labels, as `"sparse_categorical_crossentropy"`, gets them.
         train: Pair of arrays, images in [0, 255] `(n, height, width, channels)` and
-            labels: integers `(n,)`, or `(n, classes)`; for one column 0 and 1; for
-            several labels an image `(n, classes)` of 0 and 1, the rows of any sum. Or a
-            dataset of batches of them, with weights of the images as a third if you
-            like, which count in the training alone:
+            labels: integers `(n,)`, or shares `(n, classes)`; for one column 0 and 1;
+            for several labels an image `(n, classes)` of 0 and 1, the rows of any sum.
+            Or a dataset of batches of them, with weights of the images as a third if
+            you like, which count in the training alone:
             `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
             iterable with a length, see `keras_lkca.data.dataset_batches`. Do not
-            repeat it, and leave augmentation to the recipe.
+            repeat it: each epoch begins it anew. Leave augmentation to the recipe.
         validation: Likewise, read into memory; or a float in (0, 1), the share of the
             training arrays to hold out, drawn class by class where an image has one.
             `None` for none: the best epoch is then the last.
-        test: Likewise, or `None`. The same object as `validation` chooses the best
-            epoch by the test images, as many papers report, which flatters.
+        test: Likewise, or `None`. Labels that are shares of classes count as the class
+            of the largest. The same object as `validation` chooses the best epoch by
+            the test images, as many papers report, which flatters.
         recipe: Defaults to `Recipe.paper()`; on resuming to the run's.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch. What
             is left out is the run's; what is given must be the run's.
-        seed: Non-negative integer, seed of the order, the augmentation and the shares,
-            which `keras.utils.set_random_seed` is given as well. Defaults to 0.
+        seed: Non-negative integer, seed of the order, the augmentation and the shares.
+            The generators of Python, NumPy, Keras and the backend are seeded by it too,
+            and stay so. Defaults to 0.
         steps_per_epoch: Positive integer, to end epochs early. Defaults to
             `recipe.passes_per_epoch` passes.
         pipeline: Where the augmentation of arrays runs, see
@@ -133,7 +139,7 @@ def fit(
         name: What the run is called in its files. Defaults to the name that the model
             was given, or else its class.
         about: Dictionary of what else is to be kept in `config.json`, and to be the
-            same on resuming.
+            same on resuming. Its keys are not those of `fit`'s own arguments.
         extra_callbacks: Further Keras callbacks.
 
     Returns:
@@ -172,17 +178,18 @@ def fit(
         "tensorboard": tensorboard,
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
-    shape, classes = _shapes(model)
+    shape, classes = check_shapes(model)
+    names = _names(model, facts, classes)
     if class_weight is not LEFT_OUT:
-        names = _names(model, facts, classes)
         class_weight = check_class_weight(class_weight, classes, names)
         arguments["class_weight"] = class_weight
     about = plain(about or {})
-    if about.keys() & DEFAULTS.keys():
-        raise ValueError(
-            f"`about` must not hold what `fit` takes itself, {sorted(DEFAULTS)}. "
-            f"Received: about={about!r}"
-        )
+    for key in DEFAULTS:
+        if key in about:
+            raise ValueError(
+                "`about` must not hold arguments of `fit` itself; give "
+                f"{key}={about[key]!r} to `fit`. Received: about={about!r}"
+            )
     config = read_config(output) if resume else None
     arguments = merge(
         {**plain(given(arguments)), **about}, config, {**DEFAULTS, **about}
@@ -194,29 +201,20 @@ def fit(
     pipeline = pipeline or _default_pipeline()
     if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
         require("tensorflow", "tensorflow")
-    if hasattr(train, "shape"):
-        raise ValueError(
-            "`train` must be a pair, images and labels, or a dataset of batches. "
-            f"Received: one array of shape {tuple(train.shape)}"
-        )
-    if isinstance(train, str) or not hasattr(train, "__iter__"):
-        if not isinstance(train, keras.utils.PyDataset):
-            raise ValueError(
-                "`train` must be a pair of arrays or a dataset of batches; a dataset's "
-                f"name is for keras_lkca.training.train. Received: train={train!r}"
-            )
+    _check_source(train, "train")
     on_test = test is not None and validation is test
     train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
     if isinstance(validation, numbers.Real):
         train, validation = hold_out(train, validation, arguments["seed"], "validation")
-    validation, test = (
-        images if images is None else _arrays(images, split, shape, classes)
-        for images, split in ((validation, "validation"), (test, "test"))
-    )
+    held_out = {"validation": validation, "test": test}
+    for split, images in held_out.items():
+        if images is not None:
+            _check_source(images, split)
+            held_out[split] = _arrays(images, split, shape, classes)
+    validation, test = held_out.values()
     pairs = {"train": train, "validation": validation, "test": test}
     pairs = {name: pair for name, pair in pairs.items() if _is_pair(pair)}
     task = _task(model, pairs)
-    _check_test(model, task, test)
     # Once: what is divided is so everywhere.
     divided = False
     for split, (images, _) in pairs.items():
@@ -228,6 +226,8 @@ def fit(
     batches, labels_of = _batches(
         train, model, recipe, facts, arguments, pipeline, steps, divided
     )
+    if test is not None:
+        _check_test(model, test[1], task)
     name = name or given_name(model)
     current = {
         "parameters": model.count_params(),
@@ -271,11 +271,11 @@ def fit(
         board.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
     if len(rows) < recipe.epochs:
         if validation is not None:
-            held_out = validation[0], labels_of(validation[1])
+            validation = validation[0], labels_of(validation[1])
         try:
             model.fit(
                 batches(len(rows)),
-                validation_data=None if validation is None else held_out,
+                validation_data=validation,
                 validation_batch_size=recipe.batch_size,
                 steps_per_epoch=steps,
                 initial_epoch=len(rows),
@@ -308,7 +308,6 @@ def fit(
             ) from error
     if not rows:
         raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
-    names = _names(model, facts, classes)
     return _finish(model, config, folder, rows, test, on_test, names, task)
 
 
@@ -334,40 +333,42 @@ def _default_pipeline():
     return "tf.data" if tensorflow and device_kind() == "cpu" else "arrays"
 
 
-def _shapes(model):
-    """Return the images' shape, `None` where any fits, and the number of classes."""
-    shapes = [getattr(model, f"{side}_shape", None) for side in ("input", "output")]
-    for shape, rank in zip(shapes, (4, 2), strict=True):
-        if not isinstance(shape, tuple) or len(shape) != rank or shape[-1] is None:
-            raise ValueError(
-                "`model` must be a functional or Sequential Keras model from images "
-                "(batch, height, width, channels) to (batch, classes), with an Input; "
-                "others can be wrapped in keras.Model. Received: a model from "
-                f"{shapes[0]} to {shapes[1]}"
-            )
-    return shapes[0][1:], shapes[1][1]
-
-
 def _is_pair(images):
-    """Whether these are images and labels, and not two batches of them."""
-    if not isinstance(images, (tuple, list)) or len(images) != 2:
-        return False
-    return not all(
-        isinstance(part, (tuple, list)) and getattr(part[0], "ndim", 0) == 4
-        for part in images
+    """Whether it is images and labels; a list of two batches is a dataset."""
+    pair = isinstance(images, (tuple, list)) and len(images) == 2
+    return pair and not any(map(_is_batch, images))
+
+
+def _is_batch(part):
+    batch = isinstance(part, (tuple, list)) and len(part) in (2, 3)
+    return batch and getattr(part[0], "ndim", None) == 4
+
+
+def _check_source(source, name):
+    """Raise a `ValueError` unless it may be a pair of arrays or a dataset."""
+    text = isinstance(source, (str, bytes, dict))
+    first = source[0] if isinstance(source, (tuple, list)) and source else None
+    if hasattr(source, "dtype"):
+        received = f"one array of shape {tuple(source.shape)}"
+    elif not _is_pair(source) and hasattr(first, "dtype"):
+        received = f"a {type(source).__name__} of {len(source)} arrays"
+    elif text or not isinstance(source, (keras.utils.PyDataset, Iterable)):
+        received = f"{name}={source!r}"
+    else:
+        return
+    raise ValueError(
+        f"`{name}` must be a pair of arrays (images, labels) or a dataset of batches; "
+        f"a dataset's name is for keras_lkca.training.train. Received: {received}"
     )
 
 
 def _arrays(source, name, shape, classes):
     """Return images and labels as arrays that fit the model, a dataset read whole."""
     if not _is_pair(source):
-        batches = [tuple(map(keras.ops.convert_to_numpy, batch)) for batch in source]
-        if not batches or len(batches[0]) not in (2, 3):
-            raise ValueError(
-                f"`{name}` must give batches (images, labels). Received: "
-                f"{len(batches)} batches of {len(batches[0]) if batches else 'nothing'}"
-            )
-        batches = [batch[:2] for batch in batches]  # weights are for the training
+        # Without weights, which are for the training.
+        batches = [as_arrays(batch, f"`{name}`")[:2] for batch in source]
+        if not batches:
+            raise ValueError(f"`{name}` must not be empty. Received: no batches")
         source = [np.concatenate(part) for part in zip(*batches, strict=True)]
     images, labels = map(np.asarray, source)
     check_numbers(images)
@@ -397,17 +398,15 @@ def _task(model, pairs):
         return None
 
 
-def _check_test(model, task, test):
-    """Raise a `ValueError` now for test images that could not be read at the end."""
-    if test is None:
-        return
-    task = task or evaluation.task_with(model, test[1])
-    gives_probabilities(model)
-    if task == "categorical" and test[1].ndim > 1:
+def _check_test(model, labels, task):
+    """Raise now what would be raised when the training is over."""
+    try:
+        task = task or evaluation.task_with(model, labels)
+        evaluation.true_shares(labels, len(labels), model.output_shape[-1], task)
+    except ValueError as error:
         raise ValueError(
-            "`test` must have one class per image, whole: mixed or several labels are "
-            f"for training. Received: labels of shape {test[1].shape}"
-        )
+            f"`test` cannot be evaluated: {error}. Leave `test` out to train without."
+        ) from error
 
 
 def hold_out(train, share, seed, argument):
@@ -453,11 +452,7 @@ def _steps(train, recipe, steps):
     if not _is_pair(train):
         return math.prod(_passes(train, recipe, steps))
     count = len(train[0])
-    if recipe.batch_size > count:
-        raise ValueError(
-            "`batch_size` must not be above the number of training images. "
-            f"Received: batch_size={recipe.batch_size} for {count} images"
-        )
+    check_batch_size(recipe.batch_size, count)
     return steps or max(recipe.passes_per_epoch * count // recipe.batch_size, 1)
 
 
@@ -480,7 +475,7 @@ def _compile(model, recipe, total_steps, jit_compile, task):
 
 def _batches(train, model, recipe, facts, arguments, pipeline, steps, divided):
     """Return the batches from an epoch on, and the labels that the loss takes."""
-    _, classes = _shapes(model)
+    _, classes = check_shapes(model)
     loss = model.loss
     loss = loss if isinstance(loss, str) else getattr(loss, "name", None) or str(loss)
     one_hot = "sparse" not in loss.lower()
@@ -530,8 +525,16 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, divided):
 
 
 def _names(model, facts, classes):
-    names = class_names(model) or (facts and facts.class_names)
-    return names or tuple(map(str, range(max(classes, 2))))
+    """Return the classes' names: the model's, else the dataset's, else numbers."""
+    count = max(classes, 2)
+    known = class_names(model)
+    names = known or (facts and facts.class_names) or tuple(map(str, range(count)))
+    if len(names) != count:
+        raise ValueError(
+            f"{'`model.class_names`' if known else '`facts.class_names`'} must be "
+            f"{count} names, one for each class of the model. Received: {len(names)}"
+        )
+    return names
 
 
 def _finish(model, config, folder, rows, test, on_test, names, task):
