@@ -289,7 +289,7 @@ def test_images_of_any_size_that_a_model_resizes(images, tmp_path):
         for given, count in ((larger, 3), (tmp_path / "image.png", 1)):
             assert len(keras_lkca.predict(model, given, top=1)) == count
     pooled = layers.Dense(4)(layers.GlobalAveragePooling2D()(inputs))
-    with pytest.raises(ValueError, match="to classes, both of one size"):
+    with pytest.raises(ValueError, match="must take images of one size"):
         keras_lkca.predict(keras.Model(inputs, pooled), images)
 
 
