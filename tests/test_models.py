@@ -450,7 +450,7 @@ PREDICT = """
 import sys, keras, numpy as np
 import keras_lkca
 folder = sys.argv[1]
-for name in ("LKCAViT", "ViT"):
+for name in sys.argv[2:]:
     model = keras.models.load_model(f"{folder}/{name}.keras")
     np.save(f"{folder}/{name}-{keras.config.backend()}.npy",
             model.predict(np.load(f"{folder}/images.npy"), verbose=0))
@@ -467,7 +467,7 @@ def test_a_saved_model_loads_under_the_other_backends(run_python, rng, tmp_path)
         here[name] = model.predict(x, verbose=0)
         assert here[name].std() > 0.01
     for backend in set(BACKENDS) - {keras.config.backend()}:
-        run_python("-c", PREDICT, tmp_path, backend=backend)
+        run_python("-c", PREDICT, tmp_path, *here, backend=backend)
         for name, expected in here.items():
             there = np.load(tmp_path / f"{name}-{backend}.npy")
             np.testing.assert_allclose(there, expected, rtol=0, atol=1e-5)
