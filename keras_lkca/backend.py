@@ -271,6 +271,45 @@ def seeded(seed):
             torch.set_rng_state(before[2])
 
 
+def batch_norm(x, scale, offset, epsilon):
+    """Normalise a batch by its own mean and variance, in one operation.
+
+    Composed of `keras.ops`, it is a dozen passes over the feature map in float32, each
+    written and kept for the gradient; XLA joins them, torch and TensorFlow do not.
+
+    Args:
+        x: Tensor `(..., channels)`.
+        scale: float32 tensor `(channels,)`.
+        offset: Likewise.
+        epsilon: Float, added to the variance.
+
+    Returns:
+        The normalised batch in the dtype of `x`, mean and variance `(channels,)`; or
+        `None` where the backend has no such operation for this dtype.
+    """
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if keras.config.backend() == "jax" or dtype not in ("float32", "bfloat16"):
+        return None
+    x = keras.ops.convert_to_tensor(x)
+    scale, offset = (keras.ops.convert_to_tensor(t) for t in (scale, offset))
+    shape = keras.ops.shape(x)
+    if keras.config.backend() == "torch":
+        out, mean, deviation = _backend.native_batch_norm(
+            *(x.reshape(-1, shape[-1]), scale, offset, None, None, True, 0.0, epsilon)
+        )
+        variance = deviation.detach() ** -2 - epsilon
+        mean, variance = mean.detach(), variance.clamp(min=0)
+    else:
+        rows = _backend.reshape(x, (-1, 1, 1, shape[-1]))
+        out, mean, variance = _backend.compat.v1.nn.fused_batch_norm(
+            *(rows, scale, offset), epsilon=epsilon, is_training=True
+        )
+        # It is the one of a sample, by one less than the count.
+        count = keras.ops.cast(keras.ops.shape(rows)[0], "float32")
+        variance = variance * ((count - 1) / count)
+    return keras.ops.reshape(out, shape), mean, variance
+
+
 def draws_from_one_generator():
     """Whether Keras's Dropout leaves its layer's seed aside: under torch it does."""
     return keras.config.backend() == "torch"

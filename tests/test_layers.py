@@ -8,6 +8,7 @@ from conftest import every_layer
 
 from keras_lkca.layers import (
     LKCA,
+    BatchNormalization,
     ClassToken,
     FixedConv,
     PatchEmbedding,
@@ -86,6 +87,7 @@ LAYERS = {
         (5, 8),
         3 * 8 * 8 + 8 * 8 + 8,
     ),
+    "BatchNormalization": (BatchNormalization, {"momentum": 0.5}, (4, 6, 8), 2 * 8),
     "StochasticDepth": (StochasticDepth, {"rate": 0.3, "seed": 5}, (4, 6, 8), 0),
 }
 
@@ -140,7 +142,8 @@ def test_weight_count(case):
     layer = layer_class(**arguments)
     layer.build(shape)
     assert sum(int(np.prod(w.shape)) for w in layer.trainable_weights) == weights
-    assert not layer.non_trainable_weights
+    averages = 2 if layer_class is BatchNormalization else 0
+    assert len(layer.non_trainable_weights) == averages
 
 
 def test_fit_step_changes_every_weight(case, rng):
@@ -509,6 +512,64 @@ def test_token_dense_is_dense(shape, dtype, use_bias, rng):
         rtol=tolerance,
         atol=tolerance,
     )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize(
+    "shape, dtype, jit_compile",
+    [
+        ((16, 3, 4, 6), "float32", False),
+        ((16, 3, 4, 6), "float32", True),
+        ((16, 6), "mixed_bfloat16", False),
+        ((16, 3, 4, 6), "mixed_bfloat16", False),
+        ((16, 6), "mixed_float16", False),  # as Keras does it
+    ],
+)
+def test_batch_normalization_trains_as_keras_does(shape, dtype, jit_compile, rng):
+    x = rng.normal(3, 2, shape).astype("float32")
+    y = rng.normal(size=shape).astype("float32")
+    after = []
+    for layer_class in (keras.layers.BatchNormalization, BatchNormalization):
+        keras.utils.set_random_seed(0)
+        layer = layer_class(momentum=0.8, epsilon=1e-3, dtype=dtype)
+        model = after_a_dense_layer(layer, shape)
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=jit_compile)
+        model.fit(x, y, epochs=3, batch_size=8, shuffle=False, verbose=0)
+        after.append([*model.get_weights(), model.predict(x, verbose=0)])
+    tolerance = 1e-5 if dtype == "float32" else 0.03
+    for expected, found in zip(*after, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    assert np.ptp(after[0][-4]) > 0  # the offsets were trained
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"axis": 1}, {"scale": False}, {"renorm": True}, {"center": False}]
+)
+def test_batch_normalization_of_another_kind_is_keras_own(arguments, rng):
+    x = rng.normal(3, 2, (4, 3, 5, 6)).astype("float32")
+    after = []
+    for layer_class in (keras.layers.BatchNormalization, BatchNormalization):
+        layer = layer_class(**arguments)
+        out = numpy(layer(x, training=True))
+        after.append([out, *layer.get_weights(), numpy(layer(x))])
+    for expected, found in zip(*after, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_batch_normalization_of_a_frozen_layer_and_a_mask(rng):
+    x = rng.normal(3, 2, (4, 5, 6)).astype("float32")
+    layer = BatchNormalization()
+    mask = np.arange(5)[None] < np.array([[1], [2], [3], [4]])
+    keras_own = keras.layers.BatchNormalization()
+    np.testing.assert_array_equal(
+        numpy(layer(x, training=True, mask=mask)),
+        numpy(keras_own(x, training=True, mask=mask)),
+    )
+    layer.trainable = False
+    before = layer.get_weights()
+    np.testing.assert_array_equal(numpy(layer(x, training=True)), numpy(layer(x)))
+    for old, new in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_token_dense_and_patches_take_integers(rng):

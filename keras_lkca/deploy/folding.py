@@ -6,13 +6,20 @@ import keras
 import numpy as np
 
 from keras_lkca.internals import calls, forget_compiled, graphs, producer, sublayers
-from keras_lkca.layers import LKCA, FixedConv, StochasticDepth, TokenDense
+from keras_lkca.layers import (
+    LKCA,
+    BatchNormalization,
+    FixedConv,
+    StochasticDepth,
+    TokenDense,
+)
 from keras_lkca.models import ImageModel, LKCAViT
 from keras_lkca.models.image_model import quantize_as
 
 # What an LKCA layer is folded into, by the ends of the names.
 _PARTS = ("value", "mixing", "gate", "gated", "projection")
 # What does nothing in inference.
+BATCH_NORMS = (keras.layers.BatchNormalization, BatchNormalization)
 TRAINING_ONLY = (
     *(keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout),
     *(keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D),
@@ -234,7 +241,7 @@ class _Folding:
         found = {}
         for node in nodes:
             norm, tensor = node.operation, node.input_tensors[0]
-            if type(norm) is not keras.layers.BatchNormalization or _trains(node):
+            if type(norm) not in BATCH_NORMS or _trains(node):
                 continue
             if any(tensor is x for x in graph.inputs):
                 continue

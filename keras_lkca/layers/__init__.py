@@ -1,5 +1,6 @@
 """The layers that the models are made of."""
 
+from keras_lkca.layers.batch_norm import BatchNormalization
 from keras_lkca.layers.dense import TokenDense
 from keras_lkca.layers.fixed_conv import FixedConv
 from keras_lkca.layers.lkca import LKCA
@@ -9,6 +10,7 @@ from keras_lkca.layers.stochastic_depth import StochasticDepth
 
 __all__ = [
     "LKCA",
+    "BatchNormalization",
     "ClassToken",
     "FixedConv",
     "PatchEmbedding",

@@ -14,6 +14,7 @@ from keras_lkca.checks import (
 )
 from keras_lkca.layers import (
     LKCA,
+    BatchNormalization,
     PatchEmbedding,
     PositionEmbedding,
     SelfAttention,
@@ -280,7 +281,7 @@ def conv_norm(x, filters, strides, activation, dtype, name):
         name=f"{name}_conv",
     )(x)
     # Short trainings end before an average over hundreds of steps means anything.
-    x = keras.layers.BatchNormalization(
+    x = BatchNormalization(
         momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"{name}_norm"
     )(x)
     if activation is None:
