@@ -514,18 +514,15 @@ def test_token_dense_is_dense(shape, dtype, use_bias, rng):
     )
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 @pytest.mark.parametrize(
-    "shape, dtype, jit_compile",
+    "shape, dtype",
     [
-        ((16, 3, 4, 6), "float32", False),
-        ((16, 3, 4, 6), "float32", True),
-        ((16, 6), "mixed_bfloat16", False),
-        ((16, 3, 4, 6), "mixed_bfloat16", False),
-        ((16, 6), "mixed_float16", False),  # as Keras does it
+        ((16, 3, 4, 6), "float32"),
+        ((16, 3, 4, 6), "mixed_bfloat16"),
+        ((16, 6), "mixed_float16"),  # as Keras does it
     ],
 )
-def test_batch_normalization_trains_as_keras_does(shape, dtype, jit_compile, rng):
+def test_batch_normalization_trains_as_keras_does(shape, dtype, rng):
     x = rng.normal(3, 2, shape).astype("float32")
     y = rng.normal(size=shape).astype("float32")
     after = []
@@ -533,7 +530,8 @@ def test_batch_normalization_trains_as_keras_does(shape, dtype, jit_compile, rng
         keras.utils.set_random_seed(0)
         layer = layer_class(momentum=0.8, epsilon=1e-3, dtype=dtype)
         model = after_a_dense_layer(layer, shape)
-        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=jit_compile)
+        # In TensorFlow's graph, as XLA's programs are those of Keras's layer.
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
         model.fit(x, y, epochs=3, batch_size=8, shuffle=False, verbose=0)
         after.append([*model.get_weights(), model.predict(x, verbose=0)])
     tolerance = 1e-5 if dtype == "float32" else 0.03
