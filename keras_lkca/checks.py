@@ -1,8 +1,10 @@
 """Checks of arguments that several layers and models share."""
 
+import difflib
 import numbers
 
 import keras
+import numpy as np
 
 
 def check_rate(name, value):
@@ -33,6 +35,33 @@ def check_positive_int(name, value):
             f"`{name}` must be a positive integer. Received: {name}={value!r}"
         )
     return int(value)
+
+
+def check_flag(name, value):
+    """Return a truth value as a bool, or raise a `ValueError`: a text is no such."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
+    return bool(value)
+
+
+def check_choice(name, value, of):
+    """Return an activation, an initializer or a regularizer, or raise a `ValueError`.
+
+    Args:
+        name: The argument's name.
+        value: What it was given: a name, a function, a configuration or `None`.
+        of: The module of Keras that knows it, such as `keras.activations`.
+    """
+    try:
+        return of.get(value)
+    except (TypeError, ValueError) as error:
+        known = [x for x in dir(of) if not x.startswith("_")]
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+        raise ValueError(
+            f"`{name}` must be one of keras.{of.__name__.rpartition('.')[2]}, by its "
+            f"name, or a function{f'; the nearest is {near[0]!r}' if near else ''}. "
+            f"Received: {name}={value!r}"
+        ) from error
 
 
 def check_seed(value):
@@ -66,14 +95,26 @@ def check_kernel_size(value):
     return pair
 
 
-def check_image_shape(value):
+def check_image_shape(value, name="input_shape"):
     """Return (height, width, channels) as ints, or raise a `ValueError`."""
     if not isinstance(value, (tuple, list)) or len(value) != 3:
         raise ValueError(
-            "`input_shape` must be (height, width, channels). "
-            f"Received: input_shape={value!r}"
+            f"`{name}` must be (height, width, channels). Received: {name}={value!r}"
         )
-    return tuple(check_positive_int("input_shape", size) for size in value)
+    return tuple(check_positive_int(name, size) for size in value)
+
+
+def check_finite(name, numbers):
+    """Raise a `ValueError` where an array of numbers holds NaN or infinity."""
+    # Of integers there are none; the least and the most need no copy.
+    if numbers.size and numbers.dtype.kind not in "uib":
+        if not (np.isfinite(numbers.min()) and np.isfinite(numbers.max())):
+            finite = np.isfinite(numbers)
+            raise ValueError(
+                f"`{name}` must be finite numbers. Received: NaN or infinity in "
+                f"{np.count_nonzero(~finite):,} of {numbers.size:,} places, first at "
+                f"{tuple(np.argwhere(~finite)[0].tolist())}"
+            )
 
 
 def check_divides(name, value, total_name, total):

@@ -156,6 +156,46 @@ def test_classes_that_both_have_are_kept(model, rng):
     assert adapt(model, num_classes=5).class_names is None
 
 
+def test_two_classes_of_one_name(rng):
+    twice = ("ant", "crane", "crane", "dog")
+    model = make("LKCANet", class_names=twice)
+    x = rng.integers(0, 256, (3, *SHAPE)).astype("uint8")
+    np.testing.assert_array_equal(numpy(adapt(model)(x)), numpy(model(x)))
+    few = adapt(model, class_names=["dog", "ant"])
+    np.testing.assert_allclose(numpy(few(x)), numpy(model(x))[:, [3, 0]], rtol=1e-5)
+    with pytest.raises(ValueError, match="two classes of the name 'crane'"):
+        adapt(model, class_names=["crane", "ant"])
+    with pytest.raises(ValueError, match="`class_names` must be different"):
+        adapt(make("LKCANet"), class_names=["cat", "cat", "dog"])
+
+
+def test_one_column_is_kept_for_the_same_two_classes():
+    model = make("LKCAViT", num_classes=1, class_names=["no", "yes"])
+
+    def head(model):
+        return numpy(model.get_layer("classifier").kernel)
+
+    same = adapt(model, (32, 24, 3), class_names=["no", "yes"])
+    np.testing.assert_array_equal(head(same), head(model))
+    # What decides between others is learned anew.
+    for names, number in (
+        (("yes", "no"), 1),
+        (("no", "yes"), 2),
+        (("no", "yes", "?"), 3),
+    ):
+        new = adapt(model, num_classes=number, class_names=names)
+        assert new.output_shape == (None, number) and new.class_names == names
+        assert not np.isin(head(new), head(model)).any()
+
+
+def test_names_for_a_model_that_had_none(tmp_path):
+    new = adapt(own(None), class_names=("x", "y"))
+    new.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").class_names == ("x", "y")
+    with pytest.raises(ValueError, match="`class_names` must be a string for each"):
+        adapt(own(None), num_classes=3, class_names=["x", "y"])
+
+
 def test_without_a_classifier(rng):
     model = make("LKCANet", include_top=False, pooling=None, class_names=None)
     assert adapt(model, (32, 32, 3)).output_shape == (None, 8, 8, 8)
@@ -175,6 +215,9 @@ def test_what_cannot_be_adapted():
         adapt("model.keras")
     with pytest.raises(ValueError, match="`class_names` must be a string for each"):
         adapt(model, num_classes=3, class_names=["a", "b"])
+    for names in ("abc", {"a", "b"}, (1, 2)):
+        with pytest.raises(ValueError, match="`class_names` must be a string for each"):
+            adapt(model, class_names=names)
     with pytest.raises(ValueError, match="`patch_size` can be changed of a model with"):
         adapt(own(), patch_size=2)
     with pytest.raises(ValueError, match="divisible by `patch_size`"):

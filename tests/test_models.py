@@ -18,6 +18,7 @@ from keras_lkca.models import (
     ImageModel,
     Preset,
     Weights,
+    adapt,
     attention_block,
     classifiers,
     lkca_block,
@@ -361,6 +362,10 @@ def test_dropout_layers_are_there_only_when_asked_for(model_class):
         ({"image_mean": 127.0}, "`image_mean` must be a number or 3.*127.0"),
         ({"image_mean": "grey"}, "`image_mean` must be a number or 3.*'grey'"),
         ({"image_std": 0}, "`image_std` must be above zero"),
+        (
+            {"classifier_activation": "sofmax"},
+            "`classifier_activation` must be .*nearest is 'softmax'.*='sofmax'",
+        ),
     ],
 )
 def test_bad_arguments(model_class, arguments, message):
@@ -382,7 +387,13 @@ def test_patches_tile_the_images(cls):
         ({"patch_size": 3}, "`patch_size` must be a power of 2, at most 8.*=3"),
         ({"patch_size": 16}, "`patch_size` must be a power of 2, at most 8.*=16"),
         ({"stem_filters": (8, 0)}, "`stem_filters` must be a positive integer"),
-        ({"gate_activation": "gelo"}, "gelo"),
+        ({"stem_filters": 8}, "`stem_filters` must be a tuple of.*stem_filters=8"),
+        ({"gate_activation": "gelo"}, "`gate_activation` must be .*'gelu'.*='gelo'"),
+        ({"num_kernels": 0}, "`num_kernels` must be a positive integer"),
+        (
+            {"num_kernels": 7},
+            r"`num_kernels` must divide `embed_dim \* value_ratio`.*num_kernels=7",
+        ),
     ],
 )
 def test_bad_arguments_of_a_net(arguments, message):
@@ -418,7 +429,9 @@ def test_grids_of_a_net(shape, arguments, grid):
     ("arguments", "message"),
     [
         ({"kernel_size": 4}, "`kernel_size` must be odd"),
-        ({"num_kernels": 3}, "`num_kernels` must divide"),
+        ({"num_kernels": 3}, "`num_kernels` must divide `embed_dim`"),
+        ({"stem_filters": 8}, "`stem_filters` must be a tuple of.*stem_filters=8"),
+        ({"kernel_initializer": "zeroes"}, "`kernel_initializer` must.*'zeros'.*roes"),
         ({"method": "conv"}, "`method` must be one of"),
     ],
 )
@@ -497,10 +510,39 @@ def test_a_graph_of_ones_own_carries_names(rng, tmp_path):
     assert a_model_of_ones_own(None).class_names is None
 
 
-@pytest.mark.parametrize("names", [("cat",), "ab", (1, 2)])
+@pytest.mark.parametrize("names", [("cat",), "ab", (1, 2), 2, {"a", "b"}, {"a": 0}])
 def test_bad_names_of_a_graph_of_ones_own(names):
     with pytest.raises(ValueError, match="`class_names` must be a string for each"):
         a_model_of_ones_own(names)
+
+
+ITERATORS = {
+    "generator": lambda names: (name for name in names),
+    "map": lambda names: map(str, names),
+    "keys": lambda names: dict.fromkeys(names).keys(),
+    "array": np.array,
+}
+
+
+@pytest.mark.parametrize("kind", ITERATORS)
+def test_names_are_read_once(kind, tmp_path):
+    given = ITERATORS[kind]
+    model = LKCAViT(depth=1, embed_dim=8, num_classes=4, class_names=given(NAMES))
+    assert reloaded(model, tmp_path).class_names == model.class_names == NAMES
+    assert {type(name) for name in model.class_names} == {str}
+    mine = reloaded(a_model_of_ones_own(given(["cat", "dog"])), tmp_path)
+    assert mine.class_names == ("cat", "dog")
+    x = np.zeros((1, 32, 32, 3))
+    (answers,) = deploy.predict(LKCAViT(**SMALL, num_classes=4), x, 4, 1, given(NAMES))
+    assert {name for name, _ in answers} == set(NAMES)
+    few = adapt(model, num_classes=2, class_names=given(NAMES[2:]))
+    for old, new in zip(
+        model.get_layer("classifier").weights,
+        few.get_layer("classifier").weights,
+        strict=True,
+    ):
+        old, new = map(keras.ops.convert_to_numpy, (old, new))
+        np.testing.assert_array_equal(old[..., 2:], new)
 
 
 def test_a_preset_of_any_class():
@@ -528,6 +570,7 @@ def trained_preset(monkeypatch, tmp_path, rng):
     """A preset with weights, in a file of its own, and the model they are from."""
     arguments = {"patch_size": 4, "embed_dim": 8, "depth": 1, "stem_filters": (4, 4)}
     arguments.update(input_shape=(16, 24, 3), num_classes=4)
+    arguments.update(image_mean=(0.4, 0.5, 0.6), classifier_activation="softmax")
     model = with_random_weights(LKCANet(**arguments, class_names=NAMES), rng)
     monkeypatch.setattr(presets, "weights_file", lambda name: tmp_path / f"{name}.npz")
     path = tmp_path / "trained.npz"
@@ -552,18 +595,76 @@ def test_a_trained_preset(trained_preset, rng):
     )
     half = LKCANet.from_preset("trained", dtype="mixed_bfloat16", drop_path_rate=0.5)
     assert half.dtype_policy.name == "mixed_bfloat16" and half.class_names == NAMES
-    names = LKCANet.from_preset("trained", class_names=list("abcd")).class_names
-    assert names == tuple("abcd")
-    backbone = LKCANet.from_preset("trained", num_classes=7, load_weights=False)
-    assert backbone.output_shape == (None, 7) and backbone.class_names is None
+    new = LKCANet.from_preset("trained", num_classes=7, load_weights=False)
+    assert new.output_shape == (None, 7) and new.class_names is None
+    grey = LKCANet.from_preset("trained", (16, 24, 1), load_weights=False)
+    assert grey.get_config()["image_mean"] is None
 
 
 @pytest.mark.parametrize(
-    "asked", [{"num_classes": 7}, {"depth": 2}, {"input_shape": (32, 32, 3)}]
+    "asked",
+    [
+        {"num_classes": np.int64(4), "class_names": iter(NAMES)},
+        {"class_names": None, "image_mean": [0.4, 0.5, 0.6]},
+        {"input_shape": [16, 24, 3], "patch_size": 4, "kernel_size": (7, 11)},
+        {"gate_activation": keras.activations.gelu, "value_ratio": 2.0},
+        {"classifier_activation": None, "trainable": False, "name": "mine"},
+    ],
 )
-def test_weights_that_do_not_fit(asked, trained_preset):
-    with pytest.raises(ValueError, match="of 'trained' do not fit.*load_weights=False"):
+def test_what_a_trained_preset_learned_may_be_named(asked, trained_preset):
+    model = ImageModel.from_preset("trained", **asked)
+    assert model.class_names == NAMES
+    for a, b in zip(model.weights, trained_preset[0].weights, strict=True):
+        a, b = map(keras.ops.convert_to_numpy, (a, b))
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["avg", None])
+def test_a_trained_backbone(pooling, trained_preset, rng):
+    model, _, _ = trained_preset
+    backbone = LKCANet.from_preset("trained", include_top=False, pooling=pooling)
+    assert backbone.class_names is None
+    x = images(rng, 3, 16, 24, 3)
+    last = model.get_layer("norm" if pooling else "block_0_mixer_add").output
+    expected = keras.Model(model.input, last)(x)
+    np.testing.assert_allclose(
+        *map(keras.ops.convert_to_numpy, (backbone(x), expected)), rtol=0.01, atol=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"num_classes": 7}, r"num_classes=4: `.*adapt\(model, num_classes=.*=7"),
+        ({"input_shape": (32, 32, 3)}, r"24, 3\): `.*adapt\(model, input_shape="),
+        ({"input_shape": (16, 24, 1)}, "give it images of 3 channels, or `load_w"),
+        ({"class_names": "abcd"}, r"classes .*adapt\(model, class_names=.*'abcd'"),
+        ({"class_names": iter("abcd")}, r"adapt\(model, class_names.*'a', 'b', 'c'"),
+        ({"class_names": NAMES[::-1]}, "adapt"),
+        ({"gate_activation": "relu"}, "gate_activation='gelu': leave it out"),
+        ({"image_mean": 0.5}, r"image_mean=\(0.4, 0.5, 0.6\): leave.*image_mean=0.5"),
+        ({"classifier_activation": "sigmoid"}, "classifier_activation='softmax'"),
+        ({"pooling": "max"}, "pooling='avg': leave it out, or give `load_weights=Fa"),
+        ({"depth": 2}, "depth=1: leave it out, or give `load_weights=False`"),
+        ({"kernel_size": 3}, "of 'trained' do not fit.*load_weights=False"),
+        ({"dept": 2}, "no argument 'dept'"),
+        ({"load_weights": "no"}, "`load_weights` must be True or False"),
+    ],
+)
+def test_weights_that_were_not_learned_with_it(asked, message, trained_preset):
+    with pytest.raises(ValueError, match=message):
         ImageModel.from_preset("trained", **asked)
+
+
+def test_weights_that_cannot_be_written(rng, tmp_path):
+    model = LKCANet(**SMALL, stem_filters=(4, 4))
+    with pytest.raises(ValueError, match="`model` must have `class_names`"):
+        presets.write_weights(tmp_path / "x.npz", model)
+    model = LKCANet(**SMALL, stem_filters=(4, 4), num_classes=2, class_names=("a", "b"))
+    model.get_layer("classifier").bias.assign([0.0, 7e4])
+    with pytest.raises(ValueError, match="`classifier/bias in two bytes` must be fin"):
+        presets.write_weights(tmp_path / "x.npz", model)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_another_file(trained_preset):
@@ -765,6 +866,13 @@ def test_h5_of_a_whole_model_is_refused(tmp_path):
 
 
 TRAINED = list_presets(trained=True)
+
+
+@pytest.mark.once
+def test_presets_that_are_listed():
+    assert set(TRAINED) | set(list_presets(trained=False)) == set(PRESETS)
+    with pytest.raises(ValueError, match="`trained` must be True or False.*'yes'"):
+        list_presets(trained="yes")
 
 
 @pytest.mark.parametrize("preset", TRAINED)

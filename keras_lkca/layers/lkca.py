@@ -4,6 +4,7 @@ from keras_lkca import ops
 from keras_lkca.backend import is_traced
 from keras_lkca.checks import (
     check_channels_last,
+    check_choice,
     check_divides,
     check_feature_map,
     check_kernel_size,
@@ -128,13 +129,23 @@ class LKCA(HoldsDense, keras.layers.Layer):
         self.kernel_size = kernel_size
         self.use_bias = use_bias
         self.method = method
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.projection_initializer = keras.initializers.get(projection_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.projection_regularizer = keras.regularizers.get(projection_regularizer)
-        self.gate_activation = gate_activation and keras.activations.get(
-            gate_activation
+        self.kernel_initializer = check_choice(
+            "kernel_initializer", kernel_initializer, keras.initializers
+        )
+        self.projection_initializer = check_choice(
+            "projection_initializer", projection_initializer, keras.initializers
+        )
+        self.bias_initializer = check_choice(
+            "bias_initializer", bias_initializer, keras.initializers
+        )
+        self.kernel_regularizer = check_choice(
+            "kernel_regularizer", kernel_regularizer, keras.regularizers
+        )
+        self.projection_regularizer = check_choice(
+            "projection_regularizer", projection_regularizer, keras.regularizers
+        )
+        self.gate_activation = gate_activation and check_choice(
+            "gate_activation", gate_activation, keras.activations
         )
         self.seed = check_seed(seed)
         self.dropout = keras.layers.Dropout(
@@ -151,7 +162,8 @@ class LKCA(HoldsDense, keras.layers.Layer):
         check_feature_map(self, input_shape, static)
         _, height, width, channels = input_shape
         value_dim = self.value_dim or channels
-        check_divides("num_kernels", self.num_kernels, "value_dim", value_dim)
+        name = "value_dim" if self.value_dim else "channels"
+        check_divides("num_kernels", self.num_kernels, name, value_dim)
         self.value = TokenDense(
             value_dim,
             use_bias=False,

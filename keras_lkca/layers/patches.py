@@ -4,6 +4,7 @@ from keras import ops
 from keras_lkca.backend import sizes
 from keras_lkca.checks import (
     check_channels_last,
+    check_choice,
     check_feature_map,
     check_pair,
     check_positive_int,
@@ -68,8 +69,12 @@ class PatchEmbedding(HoldsDense, keras.layers.Layer):
         check_channels_last(self)
         self.patch_size = check_pair("patch_size", patch_size)
         self.embed_dim = check_positive_int("embed_dim", embed_dim)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_initializer = check_choice(
+            "kernel_initializer", kernel_initializer, keras.initializers
+        )
+        self.bias_initializer = check_choice(
+            "bias_initializer", bias_initializer, keras.initializers
+        )
         self.projection = TokenDense(
             self.embed_dim,
             kernel_initializer=self.kernel_initializer,
@@ -174,9 +179,8 @@ class PositionEmbedding(keras.layers.Layer):
     def __init__(self, initializer=None, **kwargs):
         super().__init__(**kwargs)
         check_channels_last(self)
-        self.initializer = keras.initializers.get(
-            initializer or keras.initializers.RandomNormal(stddev=1.0)
-        )
+        initializer = initializer or keras.initializers.RandomNormal(stddev=1.0)
+        self.initializer = check_choice("initializer", initializer, keras.initializers)
 
     def build(self, input_shape):
         """Create an embedding for each position of the grid."""
@@ -248,9 +252,8 @@ class ClassToken(keras.layers.Layer):
 
     def __init__(self, initializer=None, **kwargs):
         super().__init__(**kwargs)
-        self.initializer = keras.initializers.get(
-            initializer or keras.initializers.RandomNormal(stddev=1.0)
-        )
+        initializer = initializer or keras.initializers.RandomNormal(stddev=1.0)
+        self.initializer = check_choice("initializer", initializer, keras.initializers)
 
     def build(self, input_shape):
         """Create the token."""

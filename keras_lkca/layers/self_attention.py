@@ -1,7 +1,13 @@
 import keras
 from keras import ops
 
-from keras_lkca.checks import check_divides, check_positive_int, check_rate, check_seed
+from keras_lkca.checks import (
+    check_choice,
+    check_divides,
+    check_positive_int,
+    check_rate,
+    check_seed,
+)
 from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
 
 
@@ -64,8 +70,12 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = check_positive_int("num_heads", num_heads)
         self.use_bias = use_bias
-        self.projection_initializer = keras.initializers.get(projection_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.projection_initializer = check_choice(
+            "projection_initializer", projection_initializer, keras.initializers
+        )
+        self.bias_initializer = check_choice(
+            "bias_initializer", bias_initializer, keras.initializers
+        )
         self.seed = check_seed(seed)
         self.dropout = keras.layers.Dropout(
             check_rate("dropout_rate", dropout_rate),

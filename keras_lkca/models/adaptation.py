@@ -7,7 +7,7 @@ from keras_lkca.checks import check_image_shape, check_pair, check_positive_int
 from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers import LKCA, FixedConv, PatchEmbedding, PositionEmbedding
 from keras_lkca.models.classifiers import class_names as names_within
-from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.image_model import ImageModel, as_names, check_class_names
 
 
 def adapt(
@@ -36,15 +36,17 @@ def adapt(
             `class_names`, or to the model's.
         patch_size: Positive integer or pair of them, the new pixels per token. Defaults
             to the model's, whatever the images.
-        class_names: Sequence of strings, the new classes. Defaults to the model's, if
-            there are as many.
+        class_names: Sequence of strings, the new classes, all different. Defaults to
+            the model's, if there are as many.
 
     Returns:
-        A new model of the same class, not compiled. `model` stays as it is.
+        A new model of the same class, not compiled; an `ImageModel` where a model that
+        could not carry names is given some. `model` stays as it is.
 
     Raises:
         ValueError: If an argument is not as above, the model is quantized or folded,
-            or it has no place for what is asked.
+            it has no place for what is asked, or two of its classes have the name of
+            one that is asked for.
 
     Example:
 
@@ -71,8 +73,8 @@ def adapt(
                 f"Received: input_shape={input_shape!r}"
             )
     head = _head(model)
-    if class_names is not None and num_classes is None:
-        class_names = tuple(class_names)
+    class_names = as_names(class_names)
+    if isinstance(class_names, tuple) and num_classes is None:
         # One column decides between two classes.
         binary = head is not None and head.units == 1 and len(class_names) == 2
         num_classes = 1 if binary else len(class_names)
@@ -82,8 +84,16 @@ def adapt(
                 "`model` must end with a Dense layer to be given other classes. "
                 f"Received: num_classes={num_classes!r}, class_names={class_names!r}"
             )
-        num_classes = check_positive_int("num_classes", num_classes)
+        if num_classes is not None:
+            num_classes = check_positive_int("num_classes", num_classes)
     classes = num_classes or (head and head.units)
+    if class_names is not None:
+        class_names = check_class_names(class_names, (None, classes))
+        if len(set(class_names)) < len(class_names):
+            raise ValueError(
+                "`class_names` must be different, for what was learned is carried "
+                f"over by them. Received: class_names={class_names!r}"
+            )
     if class_names is None and head is not None and classes == head.units:
         class_names = old_names
     ratio = (1, 1)
@@ -172,9 +182,9 @@ def _rebuild(model, head, changes):
 
     inputs = keras.Input(changes["input_shape"], name=model.inputs[0].name)
     new = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
-    if not isinstance(model, ImageModel):
-        return new
     names = changes["class_names"]
+    if not isinstance(model, ImageModel) and names is None:
+        return new
     return ImageModel(new.input, new.output, names, name=model.name)
 
 
@@ -198,15 +208,7 @@ def _carry(layer, again, ratio, grids):
 
 def _carry_head(layer, again, old_names, new_names):
     """Set a classifier's weights, those of the classes that both models have."""
-    if (
-        not layer.weights
-        or layer.units != again.units
-        and not (old_names and new_names)
-    ):
-        return
-    rows = list(range(layer.units))
-    if old_names and new_names and layer.units == len(old_names):
-        rows = [old_names.index(x) if x in old_names else None for x in new_names]
+    rows = _rows(layer.units, again.units, old_names, new_names)
     for old, new in zip(layer.weights, again.weights, strict=True):
         _check_size(old, old.shape[:-1], new.shape[:-1])
         old, values = _array(old), _array(new).copy()
@@ -214,6 +216,21 @@ def _carry_head(layer, again, old_names, new_names):
             if row is not None:
                 values[..., place] = old[..., row]
         new.assign(values)
+
+
+def _rows(units, new_units, old_names, new_names):
+    """Return which of a classifier's old columns each new one is, or `None`."""
+    if not (old_names and new_names) or old_names == new_names:
+        return list(range(units)) if units == new_units else []
+    if units != len(old_names) or new_units != len(new_names):
+        return []  # one column of two classes, of which one is another now
+    twice = [x for x in new_names if old_names.count(x) > 1]
+    if twice:
+        raise ValueError(
+            f"`model` has two classes of the name {twice[0]!r}, and which of them is "
+            f"asked for cannot be told. Received: class_names={new_names!r}"
+        )
+    return [old_names.index(x) if x in old_names else None for x in new_names]
 
 
 def _check_size(weight, there, needed):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_lkca.checks import (
+    check_choice,
     check_image_shape,
     check_pair,
     check_positive_int,
@@ -291,6 +292,11 @@ def conv_norm(x, filters, strides, activation, dtype, name):
 
 def conv_stem(x, patch_size, stem_filters, stem_depth, embed_dim, dtype):
     """Embed images as a token grid by convolutions, see `keras_lkca.LKCANet`."""
+    if not isinstance(stem_filters, (tuple, list, np.ndarray)):
+        raise ValueError(
+            "`stem_filters` must be a tuple of positive integers, one for each step "
+            f"before the convolution to `embed_dim`. Received: {stem_filters=}"
+        )
     strides = _strides(patch_size, x.shape[1:3], len(stem_filters) + 1)
     stem_depth = check_positive_int("stem_depth", stem_depth)
     for step, filters in enumerate([*stem_filters, embed_dim]):
@@ -370,7 +376,9 @@ def head(
         return x
     return keras.layers.Dense(
         check_positive_int("num_classes", num_classes),
-        activation=classifier_activation,
+        activation=check_choice(
+            "classifier_activation", classifier_activation, keras.activations
+        ),
         dtype=dtype.variable_dtype,
         name="classifier",
     )(x)

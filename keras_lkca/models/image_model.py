@@ -1,5 +1,6 @@
 """What the models of images share: classes' names, presets, how they are saved."""
 
+import collections.abc
 import difflib
 import json
 import re
@@ -8,6 +9,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_lkca.checks import check_flag, check_image_shape
 from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers.dense import LORA, HoldsDense, change, use_erf
 from keras_lkca.models.presets import (
@@ -17,6 +19,15 @@ from keras_lkca.models.presets import (
     read_weights,
 )
 
+# What a trained preset may be given: it leaves alone what was learned, or the weights'
+# shapes tell.
+_FREE = {
+    *("name", "trainable", "dtype", "method", "drop_path_rate", "dropout_rate"),
+    *("kernel_initializer", "position_stddev", "patch_size", "kernel_size"),
+    "include_top",
+}
+# Without its classifier likewise.
+_TOP = {"num_classes", "class_names", "classifier_activation", "pooling"}
 # What Keras's `quantize` changes in a configuration, and is saved by itself.
 _QUANTIZED = ("dtype", "quantization_config")
 
@@ -84,7 +95,10 @@ class ImageModel(keras.Model):
                 f"{near}. Received: {argument}={value!r}"
             )
         super().__init__(inputs=inputs, outputs=outputs, name=name)
-        self._class_names = check_class_names(class_names, self.output_shape)
+        names = check_class_names(class_names, self.output_shape)
+        self._class_names = names
+        if "class_names" in (arguments or {}):
+            arguments = {**arguments, "class_names": names}  # of an iterator, read
         self._arguments = None if arguments is None else _plain(arguments)
         if not trainable:
             self.trainable = False  # its layers too, which Keras leaves as they are
@@ -156,15 +170,17 @@ class ImageModel(keras.Model):
             num_classes: Positive integer, the number of classes. Defaults to the
                 trained model's, or else to 10.
             load_weights: Whether a trained preset comes with its weights and the names
-                of its classes.
-            **overrides: Any other argument of the constructor.
+                of its classes; of what it learned nothing can be changed then. For
+                other images and classes there is `keras_lkca.models.adapt`.
+            **overrides: Any other argument of the constructor. With weights
+                `include_top=False` leaves the classifier out.
 
         Returns:
             A model of the preset's class.
 
         Raises:
             ValueError: If there is no such preset, naming the nearest, or it is
-                another class's, or its weights do not fit what is asked for.
+                another class's, or its weights were not learned with what is asked for.
 
         Example:
 
@@ -173,6 +189,7 @@ class ImageModel(keras.Model):
         1039941
         """
         row = check_preset(preset)
+        load_weights = check_flag("load_weights", load_weights)
         family = keras.saving.get_registered_object(f"keras_lkca>{row.model}")
         if issubclass(cls, family):
             family = cls  # a subclass of the user's own
@@ -184,15 +201,28 @@ class ImageModel(keras.Model):
         given = {"input_shape": input_shape, "num_classes": num_classes}
         given = {name: value for name, value in given.items() if value is not None}
         arguments = {"input_shape": (32, 32, 3), "num_classes": 10, **row.arguments}
-        arguments.update(given)
-        arguments.setdefault("patch_size", default_patch_size(arguments["input_shape"]))
         if row.weights is None or not load_weights:
+            arguments.update(given)
+            shape = check_image_shape(arguments["input_shape"])
+            arguments.setdefault("patch_size", default_patch_size(shape))
+            if "input_shape" in row.arguments:
+                # What normalises the images of a trained model is one per channel.
+                if shape[-1] != row.arguments["input_shape"][-1]:
+                    arguments.update(image_mean=None, image_std=None)
             return family(**{**arguments, **overrides})
         values, names = read_weights(preset, row.weights)
-        if arguments["num_classes"] == len(names):
-            arguments["class_names"] = names
-        model = family(**{**arguments, **overrides})
-        _set_weights(model, values, preset, {**given, **overrides})
+        arguments.setdefault("patch_size", default_patch_size(arguments["input_shape"]))
+        arguments["class_names"] = names
+        asked = {**given, **overrides}
+        if not asked.get("include_top", True):
+            arguments["class_names"] = None
+        elif asked.get("class_names") is None:
+            asked.pop("class_names", None)
+        else:
+            asked["class_names"] = as_names(asked["class_names"])
+        _check_learned(family, preset, {**row.arguments, "class_names": names}, asked)
+        model = family(**{**arguments, **asked})
+        _set_weights(model, values, preset, asked)
         return model
 
     def save(self, filepath, overwrite: bool = True, **kwargs):
@@ -252,10 +282,59 @@ class ImageModel(keras.Model):
         return model
 
 
+def _check_learned(family, preset, arguments, asked):
+    """Raise a `ValueError` where a trained preset is asked to be what it did not learn.
+
+    Args:
+        family: The class it is of.
+        preset: Its name.
+        arguments: Dictionary of the constructor's arguments that it was trained with.
+        asked: Dictionary of those that are asked for.
+    """
+    free = _FREE if asked.get("include_top", True) else _FREE | _TOP
+    asked = {name: value for name, value in asked.items() if name not in free}
+    if not asked:
+        return
+    learned = family(**arguments).get_config()
+    for name, value in asked.items():
+        if name not in learned:
+            continue  # which the constructor refuses
+        if callable(value):
+            value = keras.activations.serialize(value)
+        value = _plain({name: value})[name]
+        # The logits are the same with a softmax behind them and without.
+        logits = name == "classifier_activation" and all(
+            x in (None, "linear", "softmax") for x in (value, learned[name])
+        )
+        if logits or value == learned[name]:
+            continue
+        remedy = "give `load_weights=False` for a new model of its size"
+        what = f"{name}={learned[name]!r}"
+        if name == "class_names":  # there may be a hundred
+            what = f"the classes {', '.join(learned[name][:3])}, ..."
+        channels = name == "input_shape" and (
+            check_image_shape(value)[-1] != learned[name][-1]
+        )
+        if channels:
+            remedy = f"give it images of {learned[name][-1]} channels, or {remedy[5:]}"
+        elif name in ("input_shape", "num_classes", "class_names"):
+            remedy = (
+                f"`keras_lkca.models.adapt(model, {name}=...)` carries what it learned "
+                f"over; or {remedy}"
+            )
+        else:
+            remedy = f"leave it out, or {remedy}"
+        raise ValueError(
+            f"{preset!r} was trained with {what}: {remedy}. Received: {name}={value!r}"
+        )
+
+
 def _set_weights(model, values, preset, asked):
     """Set a model's weights by their paths."""
     wanted = {weight.path: tuple(weight.shape) for weight in model.weights}
     there = {path: array.shape for path, array in values.items()}
+    if not asked.get("include_top", True):
+        there = {path: shape for path, shape in there.items() if path in wanted}
     if wanted != there:
         differ = sorted({*wanted.items()} ^ {*there.items()})[0][0]
         raise ValueError(
@@ -356,21 +435,43 @@ def _without_identity(values):
     return {key: x for key, x in values.items() if key != "shared_object_id"}
 
 
+def as_names(class_names):
+    """Return names as a tuple, what else was given as it is, to be refused.
+
+    Iterators are read, here alone. A string is no sequence of names; sets and mappings
+    have no order that could be the outputs'.
+
+    Example:
+
+    >>> from keras_lkca.models.image_model import as_names
+    >>> as_names(name for name in ("cat", "dog"))
+    ('cat', 'dog')
+    """
+    unordered = isinstance(class_names, (set, frozenset, collections.abc.Mapping))
+    many = isinstance(class_names, collections.abc.Iterable) and not unordered
+    if not many or isinstance(class_names, (str, bytes)):
+        return class_names
+    # NumPy's strings are strings too.
+    return tuple(str(x) if isinstance(x, str) else x for x in class_names)
+
+
 def check_class_names(class_names, output_shape):
     """Return classes' names as a tuple, or raise a `ValueError`."""
     if class_names is None:
         return None
-    names = class_names if isinstance(class_names, str) else list(class_names)
-    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    # One column decides between two classes.
-    columns = 1 if len(names) == 2 and output_shape[-1] == 1 else len(names)
-    if not fits or tuple(output_shape) != (None, columns) or len(names) == 1:
+    names = as_names(class_names)
+    fits = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    if fits:
+        # One column decides between two classes.
+        columns = 1 if len(names) == 2 and output_shape[-1] == 1 else len(names)
+        fits = tuple(output_shape) == (None, columns) and len(names) > 1
+    if not fits:
         raise ValueError(
-            "`class_names` must be a string for each of the classifier's classes, two "
-            f"for one column; its outputs are {output_shape}. "
-            f"Received: class_names={class_names!r}"
+            "`class_names` must be a string for each of the classifier's classes, in "
+            f"their order, two for one column; its outputs are {output_shape}. "
+            f"Received: class_names={names!r}"
         )
-    return tuple(names)
+    return names
 
 
 def _plain(arguments):

@@ -1,6 +1,6 @@
 import keras
 
-from keras_lkca.checks import check_positive_int
+from keras_lkca.checks import check_divides, check_positive_int
 from keras_lkca.models.blocks import (
     check_ratio,
     conv_norm,
@@ -138,6 +138,10 @@ class LKCANet(ImageModel):
         dims, depths = _stages(embed_dim, depth)
         images, x = normalized(input_shape, image_mean, image_std, policy)
         value_ratio = check_ratio("value_ratio", value_ratio)
+        num_kernels = check_positive_int("num_kernels", num_kernels)
+        for channels in dims:
+            values = round(channels * value_ratio)
+            check_divides("num_kernels", num_kernels, "embed_dim * value_ratio", values)
         x = conv_stem(x, patch_size, stem_filters, stem_depth, dims[0], policy)
         index = 0
         for stage, (channels, blocks) in enumerate(zip(dims, depths, strict=True)):

@@ -1,5 +1,6 @@
 import keras
 
+from keras_lkca.checks import check_choice, check_divides, check_positive_int
 from keras_lkca.models.blocks import (
     conv_stem,
     head,
@@ -127,6 +128,11 @@ class LKCAViT(ImageModel):
             images, x = normalized(input_shape, image_mean, image_std, policy)
             x = conv_stem(x, patch_size, stem_filters, 1, embed_dim, policy)
         x = positions(x, position_stddev, policy)
+        num_kernels = check_positive_int("num_kernels", num_kernels)
+        check_divides("num_kernels", num_kernels, "embed_dim", embed_dim)
+        initializer = check_choice(
+            "kernel_initializer", kernel_initializer, keras.initializers
+        )
         x = lkca_trunk(
             x,
             depth,
@@ -137,7 +143,7 @@ class LKCAViT(ImageModel):
             drop_path_rate=drop_path_rate,
             method=method,
             gate_activation=gate_activation,
-            kernel_initializer=keras.initializers.get(kernel_initializer),
+            kernel_initializer=initializer,
             dtype=policy,
         )
         x = head(
@@ -157,9 +163,7 @@ class LKCAViT(ImageModel):
             "position_stddev": position_stddev,
             "gate_activation": gate_activation
             and keras.activations.serialize(keras.activations.get(gate_activation)),
-            "kernel_initializer": keras.initializers.serialize(
-                keras.initializers.get(kernel_initializer)
-            ),
+            "kernel_initializer": keras.initializers.serialize(initializer),
             "drop_path_rate": drop_path_rate,
             "dropout_rate": dropout_rate,
             "include_top": include_top,

@@ -9,7 +9,7 @@ import pathlib
 import keras
 import numpy as np
 
-from keras_lkca.checks import check_image_shape
+from keras_lkca.checks import check_finite, check_flag, check_image_shape
 from keras_lkca.files import atomic
 
 # Of the array in a file of weights.
@@ -160,7 +160,7 @@ def list_presets(model: str | None = None, trained: bool | None = None) -> list[
         List of names, for the class's `from_preset`.
 
     Raises:
-        ValueError: If `model` names none of the classes.
+        ValueError: If `model` names none of the classes, or `trained` is none of these.
 
     Example:
 
@@ -174,6 +174,8 @@ def list_presets(model: str | None = None, trained: bool | None = None) -> list[
             f"`model` must be one of {sorted(models)} or None. Received: "
             f"model={model!r}"
         )
+    if trained is not None:
+        trained = check_flag("trained", trained)
     return [
         name
         for name, row in PRESETS.items()
@@ -210,11 +212,24 @@ def weights_file(preset):
 
 
 def write_weights(path, model):
-    """Write a model's weights by their paths, two bytes each, and its class names."""
-    values = {
-        weight.path: keras.ops.convert_to_numpy(weight).astype("float16")
-        for weight in model.weights
-    }
+    """Write a model's weights by their paths, two bytes each, and its class names.
+
+    Raises:
+        ValueError: If it has no class names, or a weight lies beyond what two bytes
+            hold, 65,504.
+    """
+    if not model.class_names:
+        raise ValueError(
+            "`model` must have `class_names`, which go with its weights. Received: "
+            f"model={model!r}"
+        )
+    with np.errstate(over="ignore"):  # which is refused
+        values = {
+            weight.path: keras.ops.convert_to_numpy(weight).astype("float16")
+            for weight in model.weights
+        }
+    for name, value in values.items():
+        check_finite(f"{name} in two bytes", value)
     with atomic(path) as temporary:
         np.savez_compressed(
             temporary, **values, **{_CLASS_NAMES: np.array(model.class_names)}

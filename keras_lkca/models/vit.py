@@ -1,6 +1,6 @@
 import keras
 
-from keras_lkca.checks import check_positive_int
+from keras_lkca.checks import check_divides, check_positive_int
 from keras_lkca.layers import ClassToken
 from keras_lkca.models.blocks import (
     attention_block,
@@ -107,6 +107,8 @@ class ViT(ImageModel):
             input_shape, patch_size, embed_dim, image_mean, image_std, policy
         )
         grid = x.shape[1:3]
+        num_heads = check_positive_int("num_heads", num_heads)
+        check_divides("num_heads", num_heads, "embed_dim", embed_dim)
         x = keras.layers.Reshape((-1, embed_dim), dtype=policy, name="tokens")(x)
         x = ClassToken(dtype=policy, name="class_token")(x)
         x = positions(x, position_stddev, policy)
