@@ -86,6 +86,18 @@ def test_bad_input_to_predict(classifier, images, tmp_path):
         keras_lkca.predict(classifier, images[:, :8])
     with pytest.raises(ValueError, match="`top` must be a positive"):
         keras_lkca.predict(classifier, images, top=0)
+    with pytest.raises(ValueError, match="`batch_size` must be a positive"):
+        keras_lkca.predict(classifier, images, batch_size=0)
+    with pytest.raises(ValueError, match="grey ones become such by np.repeat.*16, 24"):
+        keras_lkca.predict(classifier, images[..., 0])
+    with pytest.raises(ValueError, match="`images` must be of one size"):
+        keras_lkca.predict(classifier, [images[0], images[0, :8]])
+    with pytest.raises(ValueError, match="is a folder; give the paths"):
+        keras_lkca.predict(classifier, tmp_path)
+    with pytest.raises(ValueError, match="`paths` must be paths.*3 among"):
+        deploy.read_images([3], (16, 24, 3))
+    with pytest.raises(ValueError, match="`shape` must be .height, width, channels"):
+        deploy.read_images([], (16, 24))
     with pytest.raises(ValueError, match="`model` must be a Keras model or the path"):
         keras_lkca.predict(3, images)
     with pytest.raises(ValueError, match="`model` must map images .* classes"):
@@ -704,6 +716,36 @@ def test_grey_files(tmp_path):
     deep = LKCAViT((8, 8, 4), patch_size=2, embed_dim=16, depth=1)
     with pytest.raises(ValueError, match="Image files have 1 channel or 3"):
         keras_lkca.predict(deep, paths[0])
+
+
+@pytest.mark.once
+def test_images_in_every_shape(tmp_path):
+    """Alone, many, without an axis for the channel, opened by Pillow, in a file."""
+    images = keras_lkca.data.digits("test")[0][:5]
+    model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    expected = keras_lkca.predict(model, images)
+    opened = [Image.fromarray(image[..., 0]) for image in images]
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for path, image in zip(paths, opened, strict=True):
+        image.save(path)
+    for given in (images[..., 0], list(images), iter(images), opened, iter(opened)):
+        assert keras_lkca.predict(model, given) == expected
+    for given in (map(str, paths), iter(paths), paths[:2] + opened[2:]):
+        assert keras_lkca.predict(model, given) == expected
+    for given in (
+        images[0],
+        images[0, ..., 0],
+        images[:1, ..., 0],
+        opened[0],
+        paths[0],
+    ):
+        assert keras_lkca.predict(model, given) == expected[:1]
+    for given in (str(paths[0]), opened[0]):
+        read = deploy.read_images(given, (8, 8, 1))
+        np.testing.assert_array_equal(read, images[:1])
+    colour = Image.fromarray(np.zeros((30, 20, 3), "uint8")).convert("P")
+    assert deploy.read_images(colour, (16, 24, 3)).shape == (1, 16, 24, 3)
+    assert colour.size == (20, 30)  # as it was
 
 
 def test_bad_input_to_quantized_export(classifier, images, tmp_path):

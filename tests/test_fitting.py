@@ -292,12 +292,87 @@ def test_images_that_were_divided_are_noticed_once(tmp_path):
         (tiny(), images[:9] // 255),
         (tiny(), images[:9].astype("float32")),
         (tiny(), np.zeros((9, 8, 8, 1), "float32")),
-        (tiny(), divided[:9] * 2 - 1),
+        (tiny(), images[:9].astype("float32") * 1.05 - 6),  # as where they are resized
+        (tiny(), images[:9].astype("int64")),
         (scaled, divided[:9]),
         (plain, divided[:9]),
     ):
         evaluate(model, x, labels[:9])
         predict(model, x)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("scaled", "message"),
+    [
+        (lambda x: x / 127.5 - 1, "lie between -1 and 1, as if they were normalised"),
+        (
+            lambda x: (x / 255 - 0.45) / 0.22,
+            "-2.05 and 2.5, as if they were normalised",
+        ),
+        (lambda x: x - 128.0, "between -128 and 127, as if they were normalised"),
+        (
+            lambda x: x.astype("uint16") * 257,
+            "6.55e.04, as if they were of more than 8 b",
+        ),
+    ],
+)
+def test_images_that_were_scaled_otherwise_are_noticed(scaled, message):
+    images, labels = data.digits("test")
+    for call in (predict, lambda m, x: evaluate(m, x, labels[:9])):
+        with pytest.warns(UserWarning, match=message):
+            call(tiny(), scaled(images[:9]))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_no_numbers_are_refused(value, tmp_path):
+    images, labels = data.digits()
+    bad = images[:64].astype("float32")
+    bad[3, 2, 1] = value
+    good = images[:64], labels[:64]
+    options = {"recipe": quick(epochs=1), "output": tmp_path / "run"}
+    bad_labels = np.eye(10)[labels[:64]]
+    bad_labels[5] = value
+    model = tiny()
+    for call in (
+        lambda: predict(model, bad),
+        lambda: predict(model, bad[3]),
+        lambda: evaluate(model, bad, labels[:64]),
+        lambda: interpret.saliency(model, bad[3]),
+        lambda: interpret.effective_receptive_field(model, bad),
+        lambda: fit(tiny(), (bad, labels[:64]), **options),
+        lambda: fit(tiny(), good, (bad, labels[:64]), **options),
+        lambda: fit(tiny(), good, test=(bad, labels[:64]), **options),
+        lambda: fit(tiny(), (images[:64], bad_labels), **options),
+        lambda: evaluate(model, images[:64], bad_labels),
+        lambda: next(data.training_batches(bad, labels[:64], 8, 10)),
+        lambda: next(data.dataset_batches([(bad, labels[:64])], 10, 1)),
+        lambda: deploy.export(
+            *(model, tmp_path / "x", "litert"), quantize="int8", calibration_images=bad
+        ),
+    ):
+        with pytest.raises(ValueError, match="must be finite numbers.*NaN or infin"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_two_classes_of_one_name_are_told_apart(tmp_path):
+    names = ["crane", "crane", *map(str, range(2, 10))]
+    model = tiny(class_names=names)
+    images, labels = data.digits()
+    options = {"recipe": quick(epochs=1), "output": tmp_path / "run"}
+    train = images[:64], labels[:64]
+    with pytest.raises(ValueError, match="must name each class once; 'crane' stands"):
+        fit(model, train, class_weight={"crane": 2.0}, **options)
+    with pytest.raises(ValueError, match="must name each class once; '4' stands"):
+        fit(model, train, class_weight={4: 2.0, "4": 3.0}, **options)
+    with pytest.raises(ValueError, match="`class_index` must be a class, .*'crane'"):
+        interpret.saliency(model, images[0], "crane")
+    metrics = fit(model, train, test=train, class_weight={0: 2.0}, **options)
+    found = metrics["best_per_class_accuracy"]
+    assert list(found)[:3] == ["crane (0)", "crane (1)", "2"] and len(found) == 10
 
 
 @pytest.mark.once
@@ -482,6 +557,18 @@ TWO_NAMES = dataclasses.replace(data.describe("digits"), class_names=("no", "yes
         ({"facts": TWO_NAMES}, "`facts.class_names` must be 10 names.*Received: 2"),
         ({"about": {"seed": 5}}, "`about` must not hold arguments.*seed=5 to `fit`"),
         ({"recipe": "quick"}, "`recipe` must be a Recipe.*'quick'"),
+        ({"class_weight": [0] * 10}, "`class_weight` must be above zero for one cl"),
+        (
+            {
+                "class_weight": {0: 0.0, 1: 0.0},
+                "train": (data.digits()[0][:64], np.arange(64) % 2),
+            },
+            "`class_weight` leaves no image that counts",
+        ),
+        (
+            {"model": tiny(trainable=False)},
+            "`model` has no trainable weights.*`model.trainable = True`",
+        ),
         ({"seed": -1}, "`seed` must be an integer"),
         ({"pipeline": "numpy"}, "`pipeline` must be one of"),
         ({"resume": True}, "`resume` continues the run in `output`"),

@@ -53,6 +53,12 @@ def check_against_reference(shape, kernel_shape, method, jit=False, seed=0):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_an_empty_batch(method):
+    inputs, kernel = np.zeros((0, 4, 6, 2), "float32"), np.ones((7, 11, 1), "float32")
+    assert tuple(large_kernel_conv(inputs, kernel, method).shape) == (0, 4, 6, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_the_definition(case, method):
     check_against_reference(*CASES[case], method)

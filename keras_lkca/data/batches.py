@@ -8,7 +8,12 @@ import keras
 import numpy as np
 
 from keras_lkca.backend import compiled, seeded
-from keras_lkca.checks import check_number, check_positive_int, check_rate
+from keras_lkca.checks import (
+    check_finite,
+    check_number,
+    check_positive_int,
+    check_rate,
+)
 from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.datasets import check_labels
 from keras_lkca.extras import require_tensorflow
@@ -84,7 +89,7 @@ def training_batches(
         )
     check_numbers(images)
     labels = as_one_hot(labels, len(images), num_classes)
-    weights = class_weights(class_weight, labels)
+    weights = weights_of_all(class_weight, labels)
     if weights is not None:
         labels = weighted(labels, weights)
     check_mixing(augmentation, one_hot)
@@ -109,7 +114,7 @@ def check_batch_size(batch_size, count):
 
 
 def check_numbers(images):
-    """Raise a `ValueError` unless images are an array of numbers of rank 4."""
+    """Raise a `ValueError` unless images are finite numbers in an array of rank 4."""
     kind = getattr(getattr(images, "dtype", None), "kind", "")
     if kind not in ("u", "i", "f") or images.ndim != 4:
         raise ValueError(
@@ -117,6 +122,7 @@ def check_numbers(images):
             f"Received: {getattr(images, 'dtype', type(images))} "
             f"{getattr(images, 'shape', '')}"
         )
+    check_finite("images", images)
 
 
 def as_one_hot(labels, count, num_classes):
@@ -148,6 +154,7 @@ def as_one_hot(labels, count, num_classes):
             )
         return labels.reshape(-1, 1).astype("float32")
     if labels.shape == (count, num_classes):
+        check_finite("labels", labels)
         return labels.astype("float32")
     if labels.shape == (count, 1):
         labels = labels[:, 0]
@@ -181,6 +188,7 @@ def check_class_weight(class_weight, num_classes, names=()):
     weights = None
     if isinstance(class_weight, collections.abc.Mapping):
         weights = [1.0] * count
+        seen = set()
         for key, weight in class_weight.items():
             index = names.index(key) if key in names else key
             if isinstance(index, str) and index.isdecimal():
@@ -192,6 +200,13 @@ def check_class_weight(class_weight, num_classes, names=()):
                     f"{', '.join(names[:10])}{', ...' if count > 10 else ''}. "
                     f"Received: class_weight={class_weight!r}"
                 )
+            if index in seen or names.count(key) > 1:
+                raise ValueError(
+                    f"`class_weight` must name each class once; {key!r} stands for two "
+                    "or was named before: give its number. Received: "
+                    f"class_weight={class_weight!r}"
+                )
+            seen.add(index)
             weights[index] = weight
     elif isinstance(class_weight, (list, tuple, np.ndarray)):
         weights = list(class_weight)
@@ -201,7 +216,13 @@ def check_class_weight(class_weight, num_classes, names=()):
             f"weight for each of {count} classes, or None. "
             f"Received: class_weight={class_weight!r}"
         )
-    return [check_number("class_weight", weight) for weight in weights]
+    weights = [check_number("class_weight", weight) for weight in weights]
+    if not any(weights):
+        raise ValueError(
+            "`class_weight` must be above zero for one class at least, or nothing "
+            f"would be learned. Received: class_weight={class_weight!r}"
+        )
+    return weights
 
 
 def class_weights(class_weight, labels):
@@ -226,6 +247,18 @@ def class_weights(class_weight, labels):
             1.0,
         )
     return (shares @ np.asarray(class_weight)).astype("float32")
+
+
+def weights_of_all(class_weight, labels):
+    """Return what `class_weights` does of all images, of which one must count."""
+    weights = class_weights(class_weight, labels)
+    if weights is not None and len(weights) and not weights.any():
+        raise ValueError(
+            "`class_weight` leaves no image that counts, so nothing would be learned: "
+            "give a class that has images a weight above zero. "
+            f"Received: class_weight={class_weight!r}"
+        )
+    return weights
 
 
 def weighted(labels, weights):

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 
@@ -116,7 +117,7 @@ def decode(files, image_size, on_error=None):
     """Decode files to one array.
 
     Args:
-        files: Sequence of paths.
+        files: Sequence of paths, or of images that Pillow has opened.
         image_size: The (height, width) to crop and resize to.
         on_error: `"raise"` or `"skip"`, see `from_directory`; `None` to raise for a
             caller who cannot skip.
@@ -175,9 +176,11 @@ def _read(path, image_size):
     from PIL import Image, ImageOps
 
     height, width = image_size
-    with Image.open(path) as image:
-        # At a reduced size where the format can: much faster for photographs.
-        image.draft("RGB", (2 * width, 2 * height))
+    opened = isinstance(path, Image.Image)
+    with contextlib.nullcontext(path) if opened else Image.open(path) as image:
+        if not opened:
+            # At a reduced size where the format can: much faster for photographs.
+            image.draft("RGB", (2 * width, 2 * height))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
             image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))

@@ -14,7 +14,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_lkca.checks import check_positive_int
+from keras_lkca.checks import check_finite, check_flag, check_positive_int
 from keras_lkca.deploy import formats
 from keras_lkca.deploy.folding import fold
 from keras_lkca.deploy.formats import FORMATS, QUANTIZE
@@ -99,6 +99,10 @@ def export(
         )
     row = FORMATS[format]
     check_positive_int("version", version)
+    check_flag("overwrite", overwrite)
+    check_flag("image_bytes", image_bytes)
+    if fold_model is not None:
+        check_flag("fold_model", fold_model)
     for package in row.packages:
         # Only looked for here: importing them is the other process's part.
         if importlib.util.find_spec(package) is None:
@@ -196,6 +200,7 @@ def _calibration(model, quantize, images):
             f"`calibration_images` must be {('n', *shape)}. "
             f"Received: shape {images.shape}"
         )
+    check_finite("calibration_images", images)
     return images
 
 

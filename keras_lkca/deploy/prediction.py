@@ -1,19 +1,20 @@
 """Names and probabilities for images."""
 
+import collections.abc
 import pathlib
 import zipfile
 
 import keras
 import numpy as np
 
-from keras_lkca.checks import check_positive_int
+from keras_lkca.checks import check_image_shape, check_positive_int
 from keras_lkca.data.folders import decode
 from keras_lkca.models import PRESETS, ImageModel, classifiers, list_presets
 from keras_lkca.models.classifiers import (
     check_classifier,
     gives_probabilities,
     task_of,
-    warn_if_divided,
+    warn_if_scaled,
 )
 from keras_lkca.models.image_model import check_class_names
 
@@ -31,9 +32,9 @@ def predict(
         model: A classifier, the path of its `.keras` file, or the name of a trained
             preset, see `keras_lkca.list_presets`.
         images: uint8 or float images in [0, 255], `(n, height, width, channels)` or one
-            `(height, width, channels)`; or the path of an image file, or a sequence of
-            paths, which are cropped about their centre and resized to the model's
-            input.
+            `(height, width, channels)`, grey ones also without their last axis; or the
+            path of an image file, an image of Pillow's, or several of these, which are
+            cropped about their centre and resized to the model's input.
         top: Positive integer, how many classes to return, or fewer where there are
             fewer.
         batch_size: Positive integer, images per step.
@@ -59,11 +60,12 @@ def predict(
     (2, 3)
     """
     check_positive_int("top", top)
+    check_positive_int("batch_size", batch_size)
     model = read_model(model)
     check_classifier(model)
     names = names_of(model, class_names)
     images = _as_images(images, model)
-    warn_if_divided(model, images)
+    warn_if_scaled(model, images)
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     outputs = np.asarray(outputs, "float64")
     if task_of(model) == "binary":
@@ -144,7 +146,7 @@ def read_images(paths, shape) -> np.ndarray:
     """Return image files as a model takes them.
 
     Args:
-        paths: Sequence of paths.
+        paths: Sequence of paths, or of images of Pillow's; or one of them.
         shape: The images' (height, width, channels): they are cropped about their
             centre, resized, and grey where there is one channel.
 
@@ -152,6 +154,7 @@ def read_images(paths, shape) -> np.ndarray:
         uint8 images `(n, height, width, channels)`.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If a file is no image, or channels are neither 1 nor 3.
 
     Example:
@@ -160,12 +163,29 @@ def read_images(paths, shape) -> np.ndarray:
     images = read_images(["cat.jpg", "dog.jpg"], model.input_shape[1:])
     ```
     """
+    shape = check_image_shape(shape, "shape")
     if shape[2] not in (1, 3):
         raise ValueError(
             "Image files have 1 channel or 3; give arrays instead. Received: a model "
             f"of {shape[2]} channels"
         )
-    images, _ = decode([pathlib.Path(p).expanduser() for p in paths], shape[:2])
+    files = [
+        pathlib.Path(x).expanduser() if isinstance(x, (str, pathlib.Path)) else x
+        for x in ([paths] if _is_file(paths) else paths)
+    ]
+    for path in files:
+        if not _is_file(path):
+            raise ValueError(
+                f"`paths` must be paths of image files. Received: {path!r} among them"
+            )
+        if isinstance(path, pathlib.Path) and not path.exists():
+            raise FileNotFoundError(f"There is no {path}.")
+        if isinstance(path, pathlib.Path) and path.is_dir():
+            raise ValueError(
+                f"{path} is a folder; give the paths of its images, such as "
+                f"sorted(pathlib.Path(...).glob('*.jpg'))."
+            )
+    images, _ = decode(files, shape[:2])
     return grey(images) if shape[2] == 1 else images
 
 
@@ -176,28 +196,18 @@ def grey(images):
 
 
 def _as_images(images, model):
-    if isinstance(images, (str, pathlib.Path)):
+    if _is_file(images):
         images = [images]
-    if isinstance(images, (list, tuple)) and all(
-        isinstance(path, (str, pathlib.Path)) for path in images
-    ):
-        missing = [str(p) for p in images if not pathlib.Path(p).expanduser().exists()]
-        if missing or not images:
-            raise FileNotFoundError(
-                f"There is no {missing[0]}." if missing else "There are no images."
-            )
-        images = read_images(images, classifiers.image_shape(model))
-    images = np.asarray(images)
-    images = images[None] if images.ndim == 3 else images
-    # Arrays may be of any size that the model itself resizes.
-    right = images.ndim == 4 and all(
-        size in (None, received)
-        for size, received in zip(model.input_shape, images.shape, strict=True)
-    )
-    if not right or images.dtype.kind not in "uif" or not len(images):
-        sizes = ("n", *(size or "any" for size in model.input_shape[1:]))
-        raise ValueError(
-            f"`images` must be numbers of shape {sizes}, or paths. "
-            f"Received: {images.dtype} {images.shape}"
-        )
-    return images
+    elif isinstance(images, collections.abc.Iterator):
+        images = list(images)
+    if isinstance(images, (list, tuple)) and all(map(_is_file, images)):
+        if not images:
+            raise FileNotFoundError("There are no images.")
+        return read_images(images, classifiers.image_shape(model))
+    return classifiers.as_images(model, images)
+
+
+def _is_file(image):
+    """Whether it is an image's path, or one that Pillow has opened."""
+    opened = type(image).__module__.startswith("PIL.")  # which may not be installed
+    return opened or isinstance(image, (str, pathlib.Path))

@@ -5,6 +5,7 @@ import numbers
 import keras
 import numpy as np
 
+from keras_lkca.checks import check_finite
 from keras_lkca.interpret.statistics import mixing_layers
 from keras_lkca.layers import SelfAttention
 from keras_lkca.ops import attention_matrix
@@ -212,6 +213,7 @@ def check_image(model, image):
             f"`image` must be numbers of shape {shape} in [0, 255], as the model "
             f"takes them. Received: {received}"
         )
+    check_finite("image", array)
     return array[None].astype("float32")
 
 

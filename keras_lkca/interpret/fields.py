@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_lkca.backend import gradient
-from keras_lkca.checks import check_positive_int
+from keras_lkca.checks import check_finite, check_positive_int
 from keras_lkca.internals import calls, is_quantized
 from keras_lkca.interpret.attention import (
     check_image,
@@ -224,13 +224,13 @@ def check_explainable(model):
 
 def _class_index(model, value, classes):
     names = getattr(model, "class_names", None) or ()
-    if isinstance(value, str) and value in names:
+    if isinstance(value, str) and names.count(value) == 1:
         return names.index(value)
     fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not fits or not 0 <= value < classes:
         raise ValueError(
             f"`class_index` must be a class, 0 to {classes - 1}"
-            f"{', or a name of class_names' if names else ''}. "
+            f"{', or a name of one of class_names' if names else ''}. "
             f"Received: class_index={value!r}"
         )
     return int(value)
@@ -292,4 +292,5 @@ def check_images(model, images):
             f"`images` must be numbers of shape {('n', *shape)} in [0, 255]. "
             f"Received: {array.dtype} {array.shape}"
         )
+    check_finite("images", array)
     return array.astype("float32")

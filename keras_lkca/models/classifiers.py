@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_lkca.checks import check_finite
 from keras_lkca.internals import calls, producer
 
 
@@ -115,11 +116,62 @@ def _is_graph(model):
     return bool(getattr(model, "outputs", None))
 
 
-def warn_if_divided(model, images, name="images"):
-    """Warn of float images in [0, 1] where a model itself divides by 255.
+def as_images(model, images):
+    """Return images as an array `(n, height, width, channels)` that a model takes.
+
+    One image may come alone, and grey ones without an axis for their channel.
+
+    Raises:
+        ValueError: If they are not the model's, none, or not finite.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT
+    >>> from keras_lkca.models.classifiers import as_images
+    >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    >>> [as_images(model, np.zeros(shape)).shape for shape in ((8, 8), (5, 8, 8))]
+    [(1, 8, 8, 1), (5, 8, 8, 1)]
+    """
+    wanted = model.input_shape
+    try:
+        array = images = np.asarray(images)
+    except ValueError as error:
+        raise ValueError(
+            f"`images` must be of one size, {wanted[1:]}; files may differ, give their "
+            f"paths. Received: {error}"
+        ) from error
+    several = array.ndim == 3 and array.shape[-1] != 1
+    if wanted[-1] == 1 and (array.ndim == 2 or several):
+        array = array[..., None]
+    array = array[None] if array.ndim == 3 else array
+    right = array.ndim == 4 and all(
+        size in (None, received)  # any that the model itself resizes
+        for size, received in zip(wanted, array.shape, strict=True)
+    )
+    numbers = images.dtype.kind in "uif" or images.dtype.name == "bfloat16"
+    if not right or not numbers or not len(array):
+        grey = wanted[-1] == 3 and images.shape[-1:] != (3,) and images.ndim in (2, 3)
+        raise ValueError(
+            f"`images` must be numbers of shape "
+            f"{('n', *(size or 'any' for size in wanted[1:]))}, or paths"
+            + (
+                "; grey ones become such by np.repeat(images[..., None], 3, axis=-1)"
+                if grey and numbers
+                else ""
+            )
+            + f". Received: {images.dtype} {images.shape}"
+        )
+    check_finite("images", array)
+    return array
+
+
+def warn_if_scaled(model, images, name="images"):
+    """Warn of images that were scaled already where a model itself divides by 255.
 
     It does where the first thing that happens to its images is a Rescaling that makes
-    them smaller, as in every model of this library. Black images are no sign of it.
+    them smaller, as in every model of this library. Black images are no sign of it,
+    and neither is a little beyond [0, 255], as where images were resized.
 
     Args:
         model: Any Keras model.
@@ -133,23 +185,28 @@ def warn_if_divided(model, images, name="images"):
 
     >>> import numpy as np
     >>> from keras_lkca import LKCAViT
-    >>> from keras_lkca.models.classifiers import warn_if_divided
+    >>> from keras_lkca.models.classifiers import warn_if_scaled
     >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
-    >>> warn_if_divided(model, np.full((1, 8, 8, 1), 255, "uint8"))
+    >>> warn_if_scaled(model, np.full((1, 8, 8, 1), 255, "uint8"))
     False
     """
     images = np.asarray(images)
     # ml_dtypes' bfloat16 is of the kind "V".
-    if not images.size or images.dtype.kind in "uib" or not _divides(model):
+    if not images.size or images.dtype in ("uint8", "bool") or not _divides(model):
         return False
     least, most = float(images.min()), float(images.max())
-    if not 0 <= least <= most <= 1 or most == 0:
+    if 0 <= least <= most <= 1 and most > 0 and images.dtype.kind not in "ui":
+        how = "divided by 255. The model does that itself, and now sees almost black"
+    elif least < 0 and (most <= 8 or least <= -64):
+        how = "normalised. The model does that itself, and now sees wrong"
+    elif most >= 1023:
+        how = "of more than 8 bits. The model divides by 255, and now sees wrong"
+    else:
         return False
     warnings.warn(
         f"The values of `{name}` lie between {least:.3g} and {most:.3g}, as if they "
-        "were divided by 255. The model does that itself, and now sees almost black "
-        f"images: pass them as they are, in [0, 255]. Received: {images.dtype} "
-        f"{images.shape}",
+        f"were {how} images: pass them as they are, in [0, 255]. "
+        f"Received: {images.dtype} {images.shape}",
         stacklevel=3,
     )
     return True

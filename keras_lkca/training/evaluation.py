@@ -3,12 +3,15 @@
 import keras
 import numpy as np
 
+from keras_lkca.checks import check_positive_int
 from keras_lkca.data.batches import as_one_hot
 from keras_lkca.files import shown
 from keras_lkca.models.classifiers import (
+    as_images,
+    check_shapes,
     gives_probabilities,
     task_of,
-    warn_if_divided,
+    warn_if_scaled,
 )
 
 
@@ -17,7 +20,7 @@ def evaluate(model, images, labels, batch_size: int = 128):
 
     Args:
         model: A classifier that returns logits, or ends with a softmax or a sigmoid.
-        images: Array of images in [0, 255].
+        images: Array of images in [0, 255], `(n, height, width, channels)`.
         labels: Integer array `(n,)`, or shares of the classes `(n, classes)` that sum
             to 1, of which the largest is the true class; for one column `(n,)` or
             `(n, 1)` of 0 and 1; for several labels an image `(n, classes)` of 0 and 1.
@@ -32,7 +35,7 @@ def evaluate(model, images, labels, batch_size: int = 128):
         there is a matrix `(classes, 2, 2)` of no and yes for each label.
 
     Raises:
-        ValueError: If the labels are not as above.
+        ValueError: If the images or the labels are not as above.
 
     Example:
 
@@ -43,7 +46,10 @@ def evaluate(model, images, labels, batch_size: int = 128):
     >>> sorted(scores), int(confusion.sum())
     (['test_accuracy', 'test_loss', 'test_top5_accuracy'], 397)
     """
-    warn_if_divided(model, images)
+    check_shapes(model)
+    check_positive_int("batch_size", batch_size)
+    images = as_images(model, images)
+    warn_if_scaled(model, images)
     return measure(model, images, labels, batch_size, task_with(model, labels))
 
 
@@ -155,6 +161,11 @@ def per_class(confusion, names):
     >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
     {'cat': 0.75, 'dog': None}
     """
+    # One of two classes of a name would take the other's place.
+    names = [
+        f"{name} ({index})" if list(names).count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
     if confusion.ndim == 3:
         right = confusion[:, 0, 0] + confusion[:, 1, 1]
         shares = right / confusion.sum((1, 2))

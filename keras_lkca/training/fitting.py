@@ -24,7 +24,7 @@ from keras_lkca.data.batches import (
     check_known,
     check_mixing,
     check_numbers,
-    class_weights,
+    weights_of_all,
 )
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
@@ -32,9 +32,9 @@ from keras_lkca.models.classifiers import (
     check_shapes,
     class_names,
     task_of,
-    warn_if_divided,
+    warn_if_scaled,
 )
-from keras_lkca.models.image_model import given_name
+from keras_lkca.models.image_model import as_names, given_name
 from keras_lkca.training import callbacks, evaluation
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
@@ -146,8 +146,8 @@ def fit(
         What `metrics.json` holds.
 
     Raises:
-        ValueError: If an argument is not as above, `output` holds another run, or, to
-            resume, none or one that differs.
+        ValueError: If an argument is not as above, the model has no trainable weights,
+            `output` holds another run, or, to resume, none or one that differs.
         FloatingPointError: If the loss becomes NaN or infinite; the files of the last
             epoch before are kept.
         ImportError: If a package that it needs is missing.
@@ -179,6 +179,12 @@ def fit(
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
     shape, classes = check_shapes(model)
+    if not model.trainable_weights:
+        raise ValueError(
+            "`model` has no trainable weights, so nothing would be learned: set "
+            "`model.trainable = True`, or that of the layers that are to learn, such "
+            f"as the last. Received: model={model!r}"
+        )
     names = _names(model, facts, classes)
     if class_weight is not LEFT_OUT:
         class_weight = check_class_weight(class_weight, classes, names)
@@ -215,16 +221,16 @@ def fit(
     pairs = {"train": train, "validation": validation, "test": test}
     pairs = {name: pair for name, pair in pairs.items() if _is_pair(pair)}
     task = _task(model, pairs)
-    # Once: what is divided is so everywhere.
-    divided = False
+    # Once: what is scaled is so everywhere.
+    scaled = False
     for split, (images, _) in pairs.items():
-        divided = divided or warn_if_divided(model, images, f"{split}[0]")
+        scaled = scaled or warn_if_scaled(model, images, f"{split}[0]")
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
     keras.utils.set_random_seed(arguments["seed"])
     jit_compile = arguments["jit_compile"]
     averaging = _compile(model, recipe, recipe.epochs * steps, jit_compile, task)
     batches, labels_of = _batches(
-        train, model, recipe, facts, arguments, pipeline, steps, divided
+        train, model, recipe, facts, arguments, pipeline, steps, scaled
     )
     if test is not None:
         _check_test(model, test[1], task)
@@ -473,7 +479,7 @@ def _compile(model, recipe, total_steps, jit_compile, task):
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
 
-def _batches(train, model, recipe, facts, arguments, pipeline, steps, divided):
+def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     """Return the batches from an epoch on, and the labels that the loss takes."""
     _, classes = check_shapes(model)
     loss = model.loss
@@ -491,13 +497,13 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, divided):
     check_mixing(augmentation, one_hot)
     class_weight = arguments["class_weight"]
     if _is_pair(train):
-        class_weights(class_weight, as_one_hot(train[1], len(train[1]), classes))
+        weights_of_all(class_weight, as_one_hot(train[1], len(train[1]), classes))
     else:
         check_known(class_weight)
 
     def look(images):
-        if not divided:
-            warn_if_divided(model, images, "train")
+        if not scaled:
+            warn_if_scaled(model, images, "train")
 
     def batches(epoch):
         options = {"augmentation": augmentation, "seed": arguments["seed"]}
@@ -528,7 +534,8 @@ def _names(model, facts, classes):
     """Return the classes' names: the model's, else the dataset's, else numbers."""
     count = max(classes, 2)
     known = class_names(model)
-    names = known or (facts and facts.class_names) or tuple(map(str, range(count)))
+    names = known or (facts and as_names(facts.class_names))
+    names = names or tuple(map(str, range(count)))
     if len(names) != count:
         raise ValueError(
             f"{'`model.class_names`' if known else '`facts.class_names`'} must be "
