@@ -39,7 +39,7 @@ def check_positive_int(name, value):
 
 def check_flag(name, value):
     """Return a truth value as a bool, or raise a `ValueError`: a text is no such."""
-    if not isinstance(value, (bool, np.bool_)):
+    if value not in (0, 1):
         raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
     return bool(value)
 

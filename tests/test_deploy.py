@@ -74,6 +74,10 @@ def test_predict_by_a_trained_preset(tmp_path):
 def test_bad_input_to_predict(classifier, images, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no .*missing.png"):
         keras_lkca.predict(classifier, tmp_path / "missing.png")
+    with pytest.raises(FileNotFoundError, match="no such preset.*'lkca_net_08m_cifar1"):
+        keras_lkca.predict("lkca_net_08m_cifar", images)
+    with pytest.raises(ValueError, match="`images` must be numbers.*NoneType of obj"):
+        keras_lkca.predict(classifier, None)
     with pytest.raises(FileNotFoundError, match="There is no .*missing.keras"):
         keras_lkca.predict(tmp_path / "missing.keras", images)
     (tmp_path / "model.keras").write_text("no model")
@@ -724,6 +728,7 @@ def test_images_in_every_shape(tmp_path):
     images = keras_lkca.data.digits("test")[0][:5]
     model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
     expected = keras_lkca.predict(model, images)
+    one = keras_lkca.predict(model, images[:1])
     opened = [Image.fromarray(image[..., 0]) for image in images]
     paths = [tmp_path / f"{index}.png" for index in range(5)]
     for path, image in zip(paths, opened, strict=True):
@@ -739,7 +744,7 @@ def test_images_in_every_shape(tmp_path):
         opened[0],
         paths[0],
     ):
-        assert keras_lkca.predict(model, given) == expected[:1]
+        assert keras_lkca.predict(model, given) == one
     for given in (str(paths[0]), opened[0]):
         read = deploy.read_images(given, (8, 8, 1))
         np.testing.assert_array_equal(read, images[:1])
@@ -852,6 +857,9 @@ def test_bad_input_to_export(classifier, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to"):
         deploy.export(classifier, tmp_path / "file" / "x")
+    for name in ("tolerance", "overwrite", "image_bytes", "fold_model"):
+        with pytest.raises(ValueError, match=f"`{name}` must be .*'no'"):
+            deploy.export(classifier, tmp_path / "x", **{name: "no"})
     row = dataclasses.replace(deploy.FORMATS["onnx"], packages=("no_such_package",))
     monkeypatch.setitem(deploy.FORMATS, "onnx", row)
     with pytest.raises(ImportError, match=r"no-such-package.*keras-lkca\[export\]"):

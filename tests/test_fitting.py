@@ -572,6 +572,7 @@ TWO_NAMES = dataclasses.replace(data.describe("digits"), class_names=("no", "yes
         ({"seed": -1}, "`seed` must be an integer"),
         ({"pipeline": "numpy"}, "`pipeline` must be one of"),
         ({"resume": True}, "`resume` continues the run in `output`"),
+        ({"resume": "no"}, "`resume` must be True or False"),
         ({"about": {"x": object}}, "that config.json can hold"),
     ],
 )

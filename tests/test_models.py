@@ -362,6 +362,12 @@ def test_dropout_layers_are_there_only_when_asked_for(model_class):
         ({"image_mean": 127.0}, "`image_mean` must be a number or 3.*127.0"),
         ({"image_mean": "grey"}, "`image_mean` must be a number or 3.*'grey'"),
         ({"image_std": 0}, "`image_std` must be above zero"),
+        ({"include_top": "no"}, "`include_top` must be True or False.*'no'"),
+        ({"trainable": "no"}, "`trainable` must be True or False.*'no'"),
+        (
+            {"num_classes": 1, "classifier_activation": "softmax"},
+            "`classifier_activation` of one column must not be a softmax",
+        ),
         (
             {"classifier_activation": "sofmax"},
             "`classifier_activation` must be .*nearest is 'softmax'.*='sofmax'",
@@ -873,6 +879,11 @@ def test_presets_that_are_listed():
     assert set(TRAINED) | set(list_presets(trained=False)) == set(PRESETS)
     with pytest.raises(ValueError, match="`trained` must be True or False.*'yes'"):
         list_presets(trained="yes")
+    with pytest.raises(ValueError, match="`model` must be one of"):
+        list_presets(["ViT"])
+    for name in ("LKCA_NET_08M_cifar10", ["lkca_net_08m"]):
+        with pytest.raises(ValueError, match="the nearest are .'lkca_net_0"):
+            ImageModel.from_preset(name)
 
 
 @pytest.mark.parametrize("preset", TRAINED)

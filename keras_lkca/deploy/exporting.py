@@ -14,7 +14,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_lkca.checks import check_finite, check_flag, check_positive_int
+from keras_lkca.checks import check_finite, check_flag, check_number, check_positive_int
 from keras_lkca.deploy import formats
 from keras_lkca.deploy.folding import fold
 from keras_lkca.deploy.formats import FORMATS, QUANTIZE
@@ -128,6 +128,7 @@ def export(
     target = _target(pathlib.Path(output).expanduser(), row, format, version, overwrite)
     if tolerance is None:
         tolerance = 0.1 if quantize else 1e-4
+    tolerance = check_number("tolerance", tolerance)
     model = read_model(model)
     check_classifier(model)
     if image_bytes and image_shape(model)[2] not in (1, 3):

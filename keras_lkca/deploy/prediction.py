@@ -1,6 +1,7 @@
 """Names and probabilities for images."""
 
 import collections.abc
+import difflib
 import pathlib
 import zipfile
 
@@ -125,7 +126,9 @@ def read_model(model) -> keras.Model:
         )
     path = pathlib.Path(model).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path}.")
+        near = difflib.get_close_matches(str(model), list_presets(trained=True), n=1)
+        hint = f" and no such preset; the nearest is {near[0]!r}" if near else ""
+        raise FileNotFoundError(f"There is no {path}{hint}.")
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is no `.keras` file; save the model with "

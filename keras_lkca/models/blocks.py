@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_lkca.checks import (
     check_choice,
+    check_flag,
     check_image_shape,
     check_pair,
     check_positive_int,
@@ -357,6 +358,7 @@ def head(
             precision of the weights.
         dtype: Dtype policy.
     """
+    include_top = check_flag("include_top", include_top)
     if pooling is None and not include_top:
         return feature_map
     names = ("avg", "max") if token is None else ("token", "avg", "max")
@@ -374,11 +376,19 @@ def head(
     x = keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name="norm")(x)
     if not include_top:
         return x
+    num_classes = check_positive_int("num_classes", num_classes)
+    activation = check_choice(
+        "classifier_activation", classifier_activation, keras.activations
+    )
+    if num_classes == 1 and activation is keras.activations.softmax:
+        raise ValueError(
+            "`classifier_activation` of one column must not be a softmax, which is 1 "
+            "whatever the image: take 'sigmoid', or two classes. Received: "
+            f"num_classes=1, classifier_activation={classifier_activation!r}"
+        )
     return keras.layers.Dense(
-        check_positive_int("num_classes", num_classes),
-        activation=check_choice(
-            "classifier_activation", classifier_activation, keras.activations
-        ),
+        num_classes,
+        activation=activation,
         dtype=dtype.variable_dtype,
         name="classifier",
     )(x)

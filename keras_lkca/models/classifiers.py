@@ -134,6 +134,7 @@ def as_images(model, images):
     [(1, 8, 8, 1), (5, 8, 8, 1)]
     """
     wanted = model.input_shape
+    given = images
     try:
         array = images = np.asarray(images)
     except ValueError as error:
@@ -160,7 +161,7 @@ def as_images(model, images):
                 if grey and numbers
                 else ""
             )
-            + f". Received: {images.dtype} {images.shape}"
+            + f". Received: {type(given).__name__} of {images.dtype} {images.shape}"
         )
     check_finite("images", array)
     return array

@@ -100,7 +100,7 @@ class ImageModel(keras.Model):
         if "class_names" in (arguments or {}):
             arguments = {**arguments, "class_names": names}  # of an iterator, read
         self._arguments = None if arguments is None else _plain(arguments)
-        if not trainable:
+        if not check_flag("trainable", trainable):
             self.trainable = False  # its layers too, which Keras leaves as they are
         self._as_built = (
             None if arguments is None else _settings_by_path(_inner_layers(self))

@@ -169,7 +169,7 @@ def list_presets(model: str | None = None, trained: bool | None = None) -> list[
     ['vit_05m', 'vit_tiny', 'vit_2m']
     """
     models = {preset.model for preset in PRESETS.values()}
-    if model is not None and model not in models:
+    if model is not None and model not in list(models):
         raise ValueError(
             f"`model` must be one of {sorted(models)} or None. Received: "
             f"model={model!r}"
@@ -185,8 +185,9 @@ def list_presets(model: str | None = None, trained: bool | None = None) -> list[
 
 def check_preset(preset):
     """Return a preset's row, or raise a `ValueError` that names the nearest."""
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(str(preset), PRESETS, n=3, cutoff=0.5)
+    if not isinstance(preset, str) or preset not in PRESETS:
+        name = str(preset).lower()
+        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
         raise ValueError(
             "`preset` must be one of keras_lkca.list_presets(); there is no such "
             f"preset, and the nearest are {near or list_presets()}. "

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_lkca import data
 from keras_lkca.backend import device_kind, draws_from_one_generator
-from keras_lkca.checks import check_positive_int
+from keras_lkca.checks import check_flag, check_positive_int
 from keras_lkca.data.batches import (
     as_arrays,
     as_one_hot,
@@ -178,6 +178,7 @@ def fit(
         "tensorboard": tensorboard,
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
+    resume = check_flag("resume", resume)
     shape, classes = check_shapes(model)
     if not model.trainable_weights:
         raise ValueError(
