@@ -232,6 +232,11 @@ written into --output:
         help="its size (default: lkca_net_08m, lkca_vit_tiny or vit_tiny)",
     )
     add(
+        "--start-from",
+        metavar="MODEL",
+        help="train on from there in place of a new model: " + MODEL,
+    )
+    add(
         "--model-set",
         nargs="+",
         action="extend",

@@ -199,8 +199,10 @@ def test_names_for_a_model_that_had_none(tmp_path):
 def test_without_a_classifier(rng):
     model = make("LKCANet", include_top=False, pooling=None, class_names=None)
     assert adapt(model, (32, 32, 3)).output_shape == (None, 8, 8, 8)
-    with pytest.raises(ValueError, match="must end with a Dense layer"):
-        adapt(model, num_classes=3)
+    vector = make("LKCANet", include_top=False, class_names=None)  # of 8 numbers too
+    for each in (model, vector):
+        with pytest.raises(ValueError, match="must end with a Dense layer"):
+            adapt(each, num_classes=3)
 
 
 def test_what_cannot_be_adapted():

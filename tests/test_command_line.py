@@ -175,7 +175,8 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         "--model-set num_heads=2 qkv_bias=True --output r --resume --seed 3 "
         "--fraction 0.5 --validation-split 0.2 --select test --pipeline arrays "
         "--dtype mixed_bfloat16 --no-jit-compile --tensorboard --steps-per-epoch 5 "
-        "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=5".split()
+        "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=5 "
+        "--start-from a.keras".split()
     )
     assert received.keys() == known
     assert received.pop("recipe") == Recipe.quick(
@@ -188,7 +189,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         **{"jit_compile": False, "tensorboard": True, "steps_per_epoch": 5},
         **{"data_dir": "d", "image_size": 32, "on_error": "skip"},
         "model_options": {"num_heads": 2, "qkv_bias": True},
-        "class_weight": {"cat": 2, "0": 5},
+        **{"class_weight": {"cat": 2, "0": 5}, "start_from": "a.keras"},
     }
     main(["train", "pets", "--class-weight", "balanced"])
     assert received["class_weight"] == "balanced"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -10,12 +11,13 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, with_noise
 from PIL import Image
 
-from keras_lkca import LKCAViT, ViT, data, training
+from keras_lkca import LKCANet, LKCAViT, ViT, data, deploy, training
 from keras_lkca.__main__ import main
 from keras_lkca.files import atomic
+from keras_lkca.models import adapt
 from keras_lkca.training import Recipe, callbacks, evaluation
 
 FILES = [
@@ -23,6 +25,7 @@ FILES = [
     *("history.csv", "last.keras", "metrics.json"),
 ]
 SMALL = {"depth": 2, "patch_size": 2, "embed_dim": 32}
+TRAINED = "lkca_net_08m_cifar10"
 SHORT = {"steps_per_epoch": 12, "model_options": SMALL}
 
 
@@ -540,9 +543,6 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
         training.train(tmp_path / "split", output=tmp_path / "b", **arguments)
 
 
-# The examples
-
-
 def test_a_folder_that_is_not_one_of_classes_is_refused(pets, tmp_path):
     (tmp_path / "a" / "train").mkdir(parents=True)
     (tmp_path / "a" / "val").mkdir()
@@ -553,3 +553,99 @@ def test_a_folder_that_is_not_one_of_classes_is_refused(pets, tmp_path):
     pets.rename(above / "pets")
     with pytest.raises(ValueError, match="holds one class, 'pets'; there must be two"):
         training.train(above)
+
+
+# To start from what was learned
+
+
+def kernels_of(model):
+    layers = [x for x in model.layers if hasattr(x, "attention_matrix")]
+    return [keras.ops.convert_to_numpy(layer.kernel) for layer in layers]
+
+
+def test_a_run_starts_from_a_file(pets, tmp_path):
+    """For other images and classes; to resume, the file is not needed."""
+    model = LKCAViT((16, 16, 3), patch_size=4, embed_dim=16, depth=2, num_classes=3)
+    model = adapt(with_noise(model), class_names=["ant", "dog", "bee"])
+    model.get_layer("block_1_lkca").trainable = False
+    file = tmp_path / "ants.keras"
+    model.save(file)
+    slow = quick(epochs=1, batch_size=8, learning_rate=1e-7, final_learning_rate=1e-7)
+    slow = dataclasses.replace(slow, drop_path_rate=0.25)
+    options = {"start_from": file, "image_size": 24, "steps_per_epoch": 2}
+    options |= {"dtype": "mixed_bfloat16"}
+    metrics = training.train(pets, recipe=slow, output=tmp_path / "run", **options)
+    assert metrics["name"] == "LKCAViT on pets" and "preset" not in metrics
+    assert metrics["start_from"] == str(file)
+    # What was learned is there, and all of it is trained.
+    best = keras.models.load_model(tmp_path / "run" / "best.keras")
+    assert best.input_shape == (None, 24, 24, 3) and best.class_names == ("cat", "dog")
+    assert len(best.trainable_variables) == len(best.weights)
+    assert best.get_layer("block_0_mlp_drop_path").rate == 0.25
+    assert best.dtype_policy.name == "mixed_bfloat16"
+    carried = adapt(model, (24, 24, 3), class_names=["cat", "dog"])
+    for a, b in zip(kernels_of(best), kernels_of(carried), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    heads = [x.get_layer("classifier").get_weights()[0] for x in (best, carried)]
+    np.testing.assert_allclose(heads[0][:, 1], heads[1][:, 1], atol=1e-5)
+    # And goes on without the file, which is there no more.
+    file.unlink()
+    (tmp_path / "run" / "metrics.json").unlink()
+    options = {"output": tmp_path / "run", "resume": True}
+    again = training.train(**options)
+    assert again == metrics == training.train(start_from=file, **options)
+    (tmp_path / "run" / "last.keras").unlink()
+    with pytest.raises(FileNotFoundError, match="There is no .*ants.keras. No epoch"):
+        training.train(**options)
+
+
+def test_a_run_starts_from_a_trained_preset(pets, tmp_path):
+    options = {"image_size": 8, "steps_per_epoch": 1, "start_from": TRAINED}
+    options |= {"model_options": {"num_classes": 1}}
+    recipe = quick(epochs=1, batch_size=4)
+    metrics = training.train(pets, recipe=recipe, output=tmp_path / "run", **options)
+    assert metrics["name"] == f"{TRAINED} on pets"
+    best = keras.models.load_model(tmp_path / "run" / "best.keras")
+    assert best.output_shape == (None, 1) and best.class_names == ("cat", "dog")
+    mean = LKCANet.from_preset(TRAINED, load_weights=False).get_config()["image_mean"]
+    assert best.get_config()["image_mean"] == mean  # as it learned to see
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start_from": 3}, "`start_from` must be a `.keras` file.*start_from=3"),
+        ({"start_from": "no.keras"}, "There is no no.keras. Received: start_from='no"),
+        ({"start_from": "vit_tiny"}, "is a size without weights"),
+        ({"start_from": TRAINED}, "can be adapted to.*must have the 3 channels"),
+        ({"preset": "vit_tiny"}, "`preset` is for a new model.*'vit_tiny', start_from"),
+        ({"model": "net"}, "`model` is for a new model, and `start_from` brings"),
+        ({"model_options": {"depth": 3}}, "no more than .'num_classes', 'patch_si.*=3"),
+        ({"model_options": {"patch_size": 3}}, "divisible by `patch_size`"),
+        ({"start_from": "plain"}, "`dtype` is for the models of this library"),
+        ({"start_from": "folded"}, "must be neither folded nor quantized"),
+        ({"start_from": "headless"}, "must end with a Dense layer"),
+        ({"start_from": "text"}, "text.keras is no `.keras` file"),
+    ],
+)
+def test_what_no_run_starts_from(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = {"input_shape": (8, 8, 1), "patch_size": 2, "embed_dim": 8, "depth": 1}
+    model = LKCAViT(**size)
+    model.save("right.keras")
+    kind = arguments.get("start_from", "right")
+    if kind == "plain":
+        keras.Model(model.input, model.output).save("plain.keras")
+        arguments = {**arguments, "dtype": "mixed_bfloat16"}
+    elif kind == "folded":
+        deploy.fold(model).save("folded.keras")
+    elif kind == "headless":
+        LKCAViT(**size, include_top=False).save("headless.keras")
+    elif kind == "text":
+        (tmp_path / "text.keras").write_text("no model")
+    if (tmp_path / f"{kind}.keras").exists():
+        arguments = {**arguments, "start_from": f"{kind}.keras"}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        training.train("digits", output=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()

@@ -1,23 +1,20 @@
 """Names and probabilities for images."""
 
 import collections.abc
-import difflib
 import pathlib
-import zipfile
 
-import keras
 import numpy as np
 
 from keras_lkca.checks import check_image_shape, check_positive_int
 from keras_lkca.data.folders import decode
-from keras_lkca.models import PRESETS, ImageModel, classifiers, list_presets
+from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import (
     check_classifier,
     gives_probabilities,
     task_of,
     warn_if_scaled,
 )
-from keras_lkca.models.image_model import check_class_names
+from keras_lkca.models.image_model import check_class_names, read_model
 
 
 def predict(
@@ -89,60 +86,6 @@ def names_of(model, class_names):
     if class_names is None:
         return classifiers.class_names(model)
     return check_class_names(class_names, model.output_shape)
-
-
-def read_model(model) -> keras.Model:
-    """Return a model, from its `.keras` file if it is a path.
-
-    Args:
-        model: A Keras model, a path, or the name of a trained preset.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If the path is no `.keras` file, or holds objects that are not
-            registered.
-        FileNotFoundError: If there is no such file.
-
-    Example:
-
-    ```python
-    model = read_model("model.keras")
-    ```
-    """
-    if isinstance(model, keras.Model):
-        return model
-    if not isinstance(model, (str, pathlib.Path)):
-        raise ValueError(
-            f"`model` must be a Keras model or the path of one. Received: {model!r}"
-        )
-    if model in PRESETS and PRESETS[model].weights:
-        return ImageModel.from_preset(model)
-    if model in PRESETS and not pathlib.Path(model).exists():
-        raise ValueError(
-            f"{model!r} is a size without weights; with weights there are "
-            f"{list_presets(trained=True)}. Received: model={model!r}"
-        )
-    path = pathlib.Path(model).expanduser()
-    if not path.exists():
-        near = difflib.get_close_matches(str(model), list_presets(trained=True), n=1)
-        hint = f" and no such preset; the nearest is {near[0]!r}" if near else ""
-        raise FileNotFoundError(f"There is no {path}{hint}.")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is no `.keras` file; save the model with "
-            "model.save('model.keras')."
-        )
-    try:
-        # Safe mode, Keras's default, refuses code in the file.
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be loaded. Classes of your own must be registered "
-            "(keras.saving.register_keras_serializable) and imported before. "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def read_images(paths, shape) -> np.ndarray:

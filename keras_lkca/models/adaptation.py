@@ -7,6 +7,7 @@ from keras_lkca.checks import check_image_shape, check_pair, check_positive_int
 from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers import LKCA, FixedConv, PatchEmbedding, PositionEmbedding
 from keras_lkca.models.classifiers import class_names as names_within
+from keras_lkca.models.classifiers import head_of
 from keras_lkca.models.image_model import ImageModel, as_names, check_class_names
 
 
@@ -72,7 +73,7 @@ def adapt(
                 f"`input_shape` must have the {shape[-1]} channels of the model. "
                 f"Received: input_shape={input_shape!r}"
             )
-    head = _head(model)
+    head = head_of(model)
     class_names = as_names(class_names)
     if isinstance(class_names, tuple) and num_classes is None:
         # One column decides between two classes.
@@ -139,16 +140,6 @@ def _check(model):
                 f"Received: model={model!r}"
             )
     return names_within(model)
-
-
-def _head(model):
-    """Return the Dense layer whose outputs are the classes, or `None`."""
-    last = next(
-        (x for x in reversed(model.layers) if isinstance(x, keras.layers.Dense)), None
-    )
-    if last is not None and model.output_shape == (None, last.units):
-        return last
-    return None
 
 
 def _patch_size(model):

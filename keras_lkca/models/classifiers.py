@@ -275,6 +275,34 @@ def _last(tensor):
     return call, last.layer if many else last, index
 
 
+def head_of(model):
+    """Return the Dense layer whose columns are a classifier's classes, or `None`.
+
+    It may be in a model within the model, and a softmax or the like may follow it.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_lkca import LKCAViT
+    >>> from keras_lkca.models.classifiers import head_of
+    >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    >>> head_of(keras.Model(model.input, keras.ops.softmax(model.output))).name
+    'classifier'
+    """
+    columns, tensors = model.outputs[0].shape[-1], model.outputs
+    while len(tensors) == 1:
+        call, last, index = _last(tensors[0])
+        if isinstance(last, keras.Model) and _is_graph(last):
+            tensors = [last.outputs[index]]
+        elif isinstance(last, keras.layers.Dense):
+            return last if last.units == columns else None
+        elif isinstance(last, _KEEPS_COLUMNS) or type(last).__name__ in _OPERATIONS:
+            tensors = call.input_tensors
+        else:
+            break
+    return None
+
+
 def number_of_classes(model):
     """Return how many classes a classifier tells apart; one column tells two."""
     return max(model.output_shape[-1], 2)

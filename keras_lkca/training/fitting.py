@@ -566,7 +566,7 @@ def _finish(model, config, folder, rows, test, on_test, names, task):
     metrics = {
         **{
             key: arguments[key]
-            for key in ("dataset", "model", "preset", "fraction")
+            for key in ("dataset", "model", "preset", "start_from", "fraction")
             if arguments.get(key) is not None
         },
         **{key: config[key] for key in ("preset", "name") if key in config},

@@ -1,4 +1,4 @@
-"""Train a preset on a dataset: names become objects here, and nowhere else."""
+"""Train a model on a dataset: names become objects here, and nowhere else."""
 
 import dataclasses
 import pathlib
@@ -8,10 +8,19 @@ import keras
 from keras_lkca import data
 from keras_lkca.checks import check_rate
 from keras_lkca.data.folders import statistics
-from keras_lkca.models.presets import check_preset
+from keras_lkca.models import adapt
+from keras_lkca.models.image_model import given_name, read_model
+from keras_lkca.models.presets import PRESETS, check_preset
 from keras_lkca.training import fitting
 from keras_lkca.training.recipe import Recipe
-from keras_lkca.training.state import LEFT_OUT, given, merge, plain, read_config
+from keras_lkca.training.state import (
+    LEFT_OUT,
+    given,
+    kept_rows,
+    merge,
+    plain,
+    read_config,
+)
 
 # What is trained where no preset is named.
 # The first is what is trained unless another is named.
@@ -19,10 +28,13 @@ MODELS = {"net": "lkca_net_08m", "lkca": "lkca_vit_tiny", "vit": "vit_tiny"}
 SELECT = ("validation", "test")
 # What a folder given as dataset holds out for the test, if it has no test/ of its own.
 TEST_SHARE = 0.2
+# What `model_options` may hold of a model that is there already.
+ADAPTED = ("num_classes", "patch_size")
 DEFAULTS = {
     "dataset": None,
     "model": None,
     "preset": None,
+    "start_from": None,
     "data_dir": None,
     "fraction": 1.0,
     "validation_split": 0.1,
@@ -55,8 +67,11 @@ def train(
     tensorboard: bool = LEFT_OUT,
     steps_per_epoch: int | None = LEFT_OUT,
     class_weight=LEFT_OUT,
+    start_from=LEFT_OUT,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
+
+    Or train a model on that was trained before, with `start_from`.
 
     A share of the training images, drawn class by class, validates every epoch and
     chooses the best one. The test images are read once, at the end.
@@ -104,6 +119,13 @@ def train(
             `recipe.passes_per_epoch` passes.
         class_weight: What an image of each class counts in the loss, see
             `keras_lkca.training.fit`: `"balanced"` makes up for classes of few images.
+        start_from: A `.keras` file, or the name of a trained preset, in place of a new
+            model: `keras_lkca.models.adapt` fits it to the dataset's images and
+            classes. It keeps its size and the mean and standard deviation that it
+            normalises images with, and all of it is trained, also what was frozen in
+            the file. Of `model_options` it takes `num_classes` and `patch_size`; a
+            `dtype`, and the recipe's `drop_path_rate`, where it is a model of this
+            library. To resume, the file is needed only if no epoch was finished.
 
     Returns:
         What `metrics.json` holds.
@@ -111,7 +133,8 @@ def train(
     Raises:
         ValueError: If an argument is not as above, `output` holds another run, or, to
             resume, none or one that differs.
-        FileNotFoundError: If the dataset is not there, see `keras_lkca.data.load`.
+        FileNotFoundError: If the dataset is not there, see `keras_lkca.data.load`, or
+            the file to start from.
         FloatingPointError: If the loss becomes NaN or infinite; the files of the last
             epoch before are kept.
         ImportError: If a package that it needs is missing.
@@ -127,6 +150,7 @@ def train(
         "dataset": dataset,
         "model": model,
         "preset": preset,
+        "start_from": start_from,
         "data_dir": data_dir,
         "fraction": fraction,
         "validation_split": validation_split,
@@ -160,9 +184,13 @@ def train(
     found = {**about, **moved, "seed": settings["seed"]}
     _check(found)
     fitting.check_arguments(settings)
-    preset = about["preset"] or MODELS[about["model"] or "net"]
-    kind = check_preset(MODELS[about["model"]] if about["model"] else preset).model
-    family = keras.saving.get_registered_object(f"keras_lkca>{kind}")
+    preset = about["preset"]
+    if about["start_from"] is None:
+        preset = preset or MODELS[about["model"] or "net"]
+        kind = check_preset(MODELS[about["model"]] if about["model"] else preset).model
+        family = keras.saving.get_registered_object(f"keras_lkca>{kind}")
+    else:
+        source = _source(about["start_from"], output if resume else None)
     if not config:
         about["preset"] = preset
     recipe = Recipe.from_dict(settings["recipe"] or {})
@@ -173,19 +201,26 @@ def train(
         share, seed = found["validation_split"], settings["seed"]
         train, validation = fitting.hold_out(train, share, seed, "validation_split")
     keras.utils.set_random_seed(settings["seed"])
-    options = {
-        "input_shape": facts.input_shape,
-        "num_classes": facts.num_classes,
-        "image_mean": facts.mean,
-        "image_std": facts.std,
-        "class_names": facts.class_names or None,
-        "drop_path_rate": recipe.drop_path_rate,
-        **(about["model_options"] or {}),
-    }
-    if about["dtype"]:
-        options["dtype"] = about["dtype"]
+    dataset = pathlib.Path(about["dataset"]).name
+    if about["start_from"] is None:
+        options = {
+            "input_shape": facts.input_shape,
+            "num_classes": facts.num_classes,
+            "image_mean": facts.mean,
+            "image_std": facts.std,
+            "class_names": facts.class_names or None,
+            "drop_path_rate": recipe.drop_path_rate,
+            **(about["model_options"] or {}),
+        }
+        if about["dtype"]:
+            options["dtype"] = about["dtype"]
+        network, origin = family.from_preset(preset, **options), preset
+    else:
+        network = _carried(source, about, facts, recipe)
+        known = about["start_from"] in PRESETS
+        origin = about["start_from"] if known else given_name(network)
     return fitting.fit(
-        family.from_preset(preset, **options),
+        network,
         train,
         validation,
         test,
@@ -199,7 +234,7 @@ def train(
         tensorboard=settings["tensorboard"],
         class_weight=class_weight,
         facts=facts,
-        name=f"{preset} on {pathlib.Path(about['dataset']).name}",
+        name=f"{origin} on {dataset}",
         about=about,
     )
 
@@ -213,7 +248,78 @@ def _whole_paths(arguments):
             path = pathlib.Path(value).expanduser()
             # A word that is no folder is a name that is to be refused as such.
             arguments[name] = str(path.resolve() if path.is_dir() else value)
+    start = arguments.get("start_from")
+    if start is not None and not isinstance(start, (str, pathlib.Path)):
+        raise ValueError(
+            "`start_from` must be a `.keras` file or the name of a trained preset; a "
+            "model in hand is for keras_lkca.training.fit. "
+            f"Received: start_from={start!r}"
+        )
+    if start is not None and start not in PRESETS:
+        path = pathlib.Path(start).expanduser()
+        arguments["start_from"] = str(path.resolve() if path.exists() else start)
     return arguments
+
+
+def _source(start, folder):
+    """Return the model to start from, or, to resume, the one that it became."""
+    if folder is not None:
+        folder = pathlib.Path(folder).expanduser()
+        if kept_rows(folder):
+            return read_model(folder / "last.keras")
+    try:
+        return read_model(start)
+    except (ValueError, FileNotFoundError) as error:
+        resumed = (
+            f" No epoch of the run in {folder} was finished, which needs it still."
+            if folder is not None
+            else ""
+        )
+        raise type(error)(
+            "`start_from` must be a `.keras` file or the name of a trained preset: "
+            f"{error}{resumed} Received: start_from={start!r}"
+        ) from error
+
+
+def _carried(source, about, facts, recipe):
+    """Return what a model learned, for a dataset's images and classes."""
+    options, dtype = about["model_options"] or {}, about["dtype"]
+    names = facts.class_names or None
+    try:
+        model = adapt(
+            source,
+            facts.input_shape,
+            num_classes=options.get("num_classes")
+            or (None if names else facts.num_classes),
+            patch_size=options.get("patch_size"),
+            class_names=names,
+        )
+        model = _with(model, dtype, drop_path_rate=recipe.drop_path_rate)
+    except ValueError as error:
+        raise ValueError(
+            f"`start_from` must be a model that can be adapted to the images of "
+            f"{facts.input_shape} and the {facts.num_classes} classes of the dataset. "
+            f"{error} Received: start_from={about['start_from']!r}"
+        ) from error
+    model.trainable = True  # also what a run had frozen when it was kept
+    return model
+
+
+def _with(model, dtype, **changes):
+    """Return a model of this library's with other arguments, another as it is."""
+    config = model.get_config()
+    if "layers" in config:
+        if dtype is not None:
+            raise ValueError(
+                "`dtype` is for the models of this library; another has its own. "
+                f"Received: dtype={dtype!r}"
+            )
+        return model
+    if dtype is not None:
+        changes["dtype"] = dtype
+    again = type(model).from_config({**config, **changes})
+    again.set_weights(model.get_weights())
+    return again
 
 
 def _check(arguments):
@@ -232,9 +338,11 @@ def _check(arguments):
     if preset is not None and check_preset(preset).weights:
         raise ValueError(
             "`preset` must be a size, of list_presets(trained=False), to train from "
-            "scratch; to train on, give the model that `from_preset` returns to "
-            f"keras_lkca.training.fit. Received: preset={preset!r}"
+            f"scratch; to train on, give start_from={preset!r} in its place. "
+            f"Received: preset={preset!r}"
         )
+    if arguments["start_from"] is not None:
+        _check_start(arguments)
     if not check_rate("fraction", arguments["fraction"]):
         raise ValueError(
             f"`fraction` must be above 0. Received: fraction={arguments['fraction']!r}"
@@ -244,6 +352,23 @@ def _check(arguments):
         raise ValueError(
             "`validation_split` must lie between 0 and 1, both excluded; select='test' "
             f"does without. Received: validation_split={share!r}"
+        )
+
+
+def _check_start(arguments):
+    for name in ("preset", "model"):
+        if arguments[name] is not None:
+            raise ValueError(
+                f"`{name}` is for a new model, and `start_from` brings its own: give "
+                f"one of them. Received: {name}={arguments[name]!r}, "
+                f"start_from={arguments['start_from']!r}"
+            )
+    others = sorted(set(arguments["model_options"] or {}) - set(ADAPTED))
+    if others:
+        raise ValueError(
+            f"`model_options` must hold no more than {ADAPTED} with `start_from`, "
+            "whose model has its size already. "
+            f"Received: {others[0]}={arguments['model_options'][others[0]]!r}"
         )
 
 

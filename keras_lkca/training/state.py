@@ -50,7 +50,8 @@ def read_config(output):
     try:
         config = json.loads(path.read_text())
         backend, arguments = config["backend"], config["arguments"]
-        arguments.setdefault("class_weight", None)  # which runs of before have not
+        for name in ("class_weight", "start_from"):
+            arguments.setdefault(name, None)  # which runs of before have not
         # As the fields of this version.
         arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
     except (ValueError, KeyError, TypeError) as error:
