@@ -237,6 +237,11 @@ written into --output:
         help="train on from there in place of a new model: " + MODEL,
     )
     add(
+        "--freeze",
+        metavar="backbone|N",
+        help="train the classifier alone: all along (backbone), or for N epochs",
+    )
+    add(
         "--model-set",
         nargs="+",
         action="extend",

@@ -31,6 +31,7 @@ def train(
     recipe_set=(),
     model_set=(),
     class_weight=None,
+    freeze=None,
     **given,
 ):
     """Train; `given` are arguments of `keras_lkca.training.train`."""
@@ -46,6 +47,8 @@ def train(
         given["class_weight"] = class_weight[0]
         if class_weight != ["balanced"]:
             given["class_weight"] = _assignments("--class-weight", class_weight)
+    if freeze is not None:
+        given["freeze"] = int(freeze) if freeze.isdecimal() else freeze
     if dataset is not None:
         given["dataset"] = dataset
     training.train(**given)

@@ -176,7 +176,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         "--fraction 0.5 --validation-split 0.2 --select test --pipeline arrays "
         "--dtype mixed_bfloat16 --no-jit-compile --tensorboard --steps-per-epoch 5 "
         "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=5 "
-        "--start-from a.keras".split()
+        "--start-from a.keras --freeze 3".split()
     )
     assert received.keys() == known
     assert received.pop("recipe") == Recipe.quick(
@@ -190,9 +190,12 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         **{"data_dir": "d", "image_size": 32, "on_error": "skip"},
         "model_options": {"num_heads": 2, "qkv_bias": True},
         **{"class_weight": {"cat": 2, "0": 5}, "start_from": "a.keras"},
+        "freeze": 3,
     }
     main(["train", "pets", "--class-weight", "balanced"])
     assert received["class_weight"] == "balanced"
+    main(["train", "pets", "--freeze", "backbone"])
+    assert received["freeze"] == "backbone"
     received.clear()
     main(["train", "--resume", "--output", "r"])
     assert received == {"resume": True, "output": "r"}  # the rest is `train`'s default

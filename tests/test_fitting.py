@@ -12,7 +12,7 @@ import pyramid
 import pytest
 from conftest import ROOT
 
-from keras_lkca import LKCAViT, data, deploy, interpret, predict
+from keras_lkca import LKCANet, LKCAViT, data, deploy, interpret, predict
 from keras_lkca.training import Recipe, callbacks, evaluate, fit, train
 
 
@@ -488,8 +488,10 @@ class Stop(Exception):
 
 
 class StopBeforeTheSecondEpoch(keras.callbacks.Callback):
+    after = 1
+
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
+        if epoch == self.after:
             raise Stop
 
 
@@ -518,6 +520,139 @@ def test_a_dataset_of_batches_goes_on(passes, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
     model = keras.models.load_model(tmp_path / "whole" / "last.keras")
     assert int(model.optimizer.iterations) == 2 * 10 * passes
+
+
+# A backbone that stays as it is at first
+
+
+def net(**arguments):
+    """A model with BatchNormalization and stochastic depth, in part frozen."""
+    options = {"patch_size": 2, "stem_filters": (4,), "embed_dim": 8, "depth": 1}
+    model = LKCANet((8, 8, 1), num_kernels=2, **{**options, **arguments})
+    model.get_layer("positions").trainable = False
+    return model
+
+
+def flags(model):
+    return {layer.name: layer.trainable for layer in model.layers}
+
+
+class Weights(keras.callbacks.Callback):
+    """Note the weights after every epoch."""
+
+    def on_train_begin(self, logs=None):
+        self.__dict__.setdefault("seen", [self.noted()])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(self.noted())
+
+    def noted(self):
+        return {
+            weight.path: keras.ops.convert_to_numpy(weight).copy()
+            for weight in self.model.weights
+        }
+
+    def changed(self, first, second):
+        a, b = self.seen[first], self.seen[second]
+        return {
+            path.split("/")[0] for path in a if not np.array_equal(a[path], b[path])
+        }
+
+
+def test_the_classifier_is_trained_alone_at_first(tmp_path, capsys):
+    weights, model = Weights(), net()
+    before, run = flags(model), tmp_path / "run"
+    recipe = quick(epochs=4, mix_probability=0.5)
+    options = {"steps_per_epoch": 3, "output": run, "extra_callbacks": [weights]}
+    fit(model, data.digits(), 0.1, recipe=recipe, freeze=2, **options)
+    assert "trained alone up to epoch 2\nepoch 1/4" in capsys.readouterr().out
+    assert weights.changed(0, 2) == {"classifier"}
+    # Then everything, statistics too, but for what was frozen by hand.
+    everything = {path.split("/")[0] for path in weights.seen[0]}
+    assert weights.changed(2, 4) == everything - {"positions"}
+    assert flags(model) == before and not before["positions"]
+    # At the rates of one run, by an optimizer that begins anew.
+    rates = [x["learning_rate"] for x in callbacks.read_history(run / "history.csv")]
+    schedule = recipe.schedule(12)
+    expected = [float(schedule(step)) for step in (3, 6, 9, 12)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+    last = keras.models.load_model(run / "last.keras")
+    assert flags(last) == before and int(last.optimizer.iterations) == 6
+    assert json.loads((run / "config.json").read_text())["arguments"]["freeze"] == 2
+
+
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_the_classifier_is_trained_alone_all_along(momentum, tmp_path):
+    """And what is kept of it has the flags of before, and can be trained on."""
+    weights, own = Weights(), net()
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, keras.layers.Softmax()(own(inputs)))
+    before, run = flags(own), tmp_path / "run"
+    recipe = quick(ema_momentum=momentum, learning_rate=0.02)
+    options = {"steps_per_epoch": 3, "output": run, "recipe": recipe}
+    options["extra_callbacks"] = [weights]
+    fit(model, data.digits(), 0.1, freeze="backbone", **options)
+    assert weights.changed(0, 2) == {"classifier"} == weights.changed(1, 2)
+    assert flags(own) == before
+    for name in ("best", "last"):  # without a warning
+        kept = keras.models.load_model(run / f"{name}.keras")
+        assert flags(kept.get_layer(own.name)) == before
+        assert callbacks.epoch_of(run / f"{name}.keras") in (1, 2)
+    for a, b in zip(kept.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    images, labels = data.digits("test")
+    loss = model.train_on_batch(images[:9], np.eye(10)[labels[:9]])
+    assert np.isfinite(loss).all()
+
+
+def test_a_frozen_run_is_stopped_and_goes_on(tmp_path):
+    """While the classifier is alone, where it is no more, and after it."""
+
+    def run(name, freeze=2, **options):
+        keras.utils.set_random_seed(1)
+        recipe = quick(epochs=4, ema_momentum=0.5, mix_probability=0.5)
+        options |= {"freeze": freeze, "recipe": recipe, "steps_per_epoch": 2}
+        return fit(net(), data.digits(), 0.1, output=tmp_path / name, **options)
+
+    whole = run("whole")
+    rows = callbacks.read_history(tmp_path / "whole" / "history.csv")
+    for after in ("1", "2", "3"):
+        stop = StopBeforeTheSecondEpoch()
+        stop.after = int(after)
+        with pytest.raises(Stop):
+            run(after, extra_callbacks=[stop])
+        metrics = run(after, resume=True)
+        assert_same_weights(tmp_path / "whole", tmp_path / after)
+        again = callbacks.read_history(tmp_path / after / "history.csv")
+        for a, b in zip(rows, again, strict=True):
+            for name in ("loss", "val_loss", "learning_rate"):
+                assert a[name] == pytest.approx(b[name], rel=1e-5), name
+        assert metrics["best"] == whole["best"]
+    with pytest.raises(ValueError, match="`freeze` of the run to resume is 2"):
+        run("1", freeze="backbone", resume=True)
+
+
+@pytest.mark.once
+def test_what_cannot_be_frozen(tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(10, 8)(inputs)
+    headless = keras.Model(inputs, keras.layers.Flatten()(x))
+    frozen, compiled = net(), net()
+    frozen.get_layer("classifier").trainable = False
+    compiled.compile("adam", "categorical_crossentropy")
+    for model, freeze, message in (
+        (net(), 2, "between 1 and 1 in a run of 2, or None. Received: freeze=2"),
+        (net(), 0, "`freeze` must be 'backbone'.*freeze=0"),
+        (net(), True, "`freeze` must be 'backbone'.*freeze=True"),
+        (net(), "head", "`freeze` must be 'backbone'.*freeze='head'"),
+        (headless, 1, "`freeze` needs a model that ends with a Dense layer"),
+        (frozen, 1, "it is frozen itself: set.*the layer 'classifier'"),
+        (compiled, 1, "`freeze` needs a model that is not compiled.*optimizer 'adam'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            options = {"recipe": quick(), "freeze": freeze, "output": tmp_path / "a"}
+            fit(model, data.digits(), **options)
+    assert not (tmp_path / "a").exists()
 
 
 TWO_NAMES = dataclasses.replace(data.describe("digits"), class_names=("no", "yes"))

@@ -25,6 +25,7 @@ class Progress(keras.callbacks.Callback):
         batch_size: Images per step; `None` where it is not known, to show steps.
         steps: Steps per epoch.
         stream: Where to write. Defaults to standard output.
+        epochs: Epochs of the whole run. Defaults to those of this `fit`.
 
     Example:
 
@@ -36,9 +37,15 @@ class Progress(keras.callbacks.Callback):
     # Keras may call it from a thread of its own instead of waiting for every step.
     async_safe = True
 
-    def __init__(self, batch_size: int | None, steps: int, stream=None):
+    def __init__(
+        self,
+        batch_size: int | None,
+        steps: int,
+        stream=None,
+        epochs: int | None = None,
+    ):
         super().__init__()
-        self.batch_size, self.steps = batch_size, steps
+        self.batch_size, self.steps, self.epochs = batch_size, steps, epochs
         self.stream = stream or sys.stdout
         self._shown = 0.0
 
@@ -64,13 +71,14 @@ class Progress(keras.callbacks.Callback):
     def _write(self, step, logs, end):
         now = time.perf_counter()
         done = (self._epoch - self._first) * self.steps + step
-        left = (self.params["epochs"] - self._first) * self.steps - done
+        epochs = self.epochs or self.params["epochs"]
+        left = (epochs - self._first) * self.steps - done
         seconds = (now - self._started) * left / done
         rate = step / (now - self._epoch_started)
         shown = f"{rate:.1f} steps/s"
         if self.batch_size:
             shown = f"{rate * self.batch_size:,.0f} images/s"
-        parts = [f"epoch {self._epoch + 1}/{self.params['epochs']}"]
+        parts = [f"epoch {self._epoch + 1}/{epochs}"]
         if not end:
             parts.append(f"step {step}/{self.steps}")
         for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
@@ -165,10 +173,7 @@ class Keep(keras.callbacks.Callback):
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.rows.append(row)
         write_history(self.folder / "history.csv", self.rows)
-        with atomic(self.folder / "last.keras") as path:
-            self.model.save(path)
-            with zipfile.ZipFile(path, "a") as archive:
-                archive.comment = f"epoch {epoch + 1}".encode()
+        keep(self.model, self.folder / "last.keras", epoch + 1)
         keep_best(self.folder, self.rows)
 
 
@@ -219,6 +224,14 @@ def seeds(model):
     """Return the first seed of each layer that draws random numbers."""
     states = map(keras.ops.convert_to_numpy, seed_states(model))
     return [int(state[0]) for state in states]
+
+
+def keep(model, path, epoch):
+    """Write a model with the number of its epoch."""
+    with atomic(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = f"epoch {epoch}".encode()
 
 
 def keep_best(folder, rows):

@@ -36,11 +36,14 @@ from keras_lkca.models.classifiers import (
 )
 from keras_lkca.models.image_model import as_names, given_name
 from keras_lkca.training import callbacks, evaluation
+from keras_lkca.training.freezing import check_head, frozen_epochs, head_alone
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
     LEFT_OUT,
     conditions,
     given,
+    load_state,
+    load_weights,
     merge,
     new_folder,
     plain,
@@ -57,6 +60,7 @@ DEFAULTS = {
     "jit_compile": None,
     "tensorboard": False,
     "class_weight": None,
+    "freeze": None,
 }
 
 
@@ -78,6 +82,7 @@ def fit(
     name: str | None = None,
     about: dict | None = None,
     extra_callbacks=(),
+    freeze=LEFT_OUT,
 ) -> dict:
     """Train a Keras classifier and keep everything that came of it.
 
@@ -141,6 +146,13 @@ def fit(
         about: Dictionary of what else is to be kept in `config.json`, and to be the
             same on resuming. Its keys are not those of `fit`'s own arguments.
         extra_callbacks: Further Keras callbacks.
+        freeze: `"backbone"` to train the classifier alone, the model's last Dense
+            layer; or a number of epochs, to do so at first and to train everything
+            after them, as the learning rate's schedule goes on and the optimizer
+            begins anew. What is frozen runs as in inference, BatchNormalization too.
+            What you froze yourself stays so all along, and the model's `trainable`
+            flags are in the end as they were. `None` for neither. It needs a model
+            that you did not compile.
 
     Returns:
         What `metrics.json` holds.
@@ -176,6 +188,7 @@ def fit(
         "pipeline": pipeline,
         "jit_compile": jit_compile,
         "tensorboard": tensorboard,
+        "freeze": freeze,
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
     resume = check_flag("resume", resume)
@@ -204,6 +217,16 @@ def fit(
     check_arguments(arguments)
     recipe = Recipe.from_dict(arguments["recipe"] or {})
     arguments["recipe"] = recipe.to_dict()
+    frozen = frozen_epochs(arguments["freeze"], recipe.epochs)
+    if frozen:
+        check_head(model)
+        if not _compiled_here(model):
+            raise ValueError(
+                "`freeze` needs a model that is not compiled, to be compiled with the "
+                "recipe's optimizer before and after it thaws. "
+                f"Received: freeze={arguments['freeze']!r}, a model with the optimizer "
+                f"{model.optimizer.name!r}"
+            )
     pipeline = config["pipeline"] if config else arguments["pipeline"]
     pipeline = pipeline or _default_pipeline()
     if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
@@ -228,8 +251,12 @@ def fit(
         scaled = scaled or warn_if_scaled(model, images, f"{split}[0]")
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
     keras.utils.set_random_seed(arguments["seed"])
-    jit_compile = arguments["jit_compile"]
-    averaging = _compile(model, recipe, recipe.epochs * steps, jit_compile, task)
+
+    def compiled(first_epoch):
+        total, jit = recipe.epochs * steps, arguments["jit_compile"]
+        return _compile(model, recipe, total, jit, task, first_epoch * steps)
+
+    averaging = compiled(frozen)
     batches, labels_of = _batches(
         train, model, recipe, facts, arguments, pipeline, steps, scaled
     )
@@ -250,7 +277,7 @@ def fit(
     folder = pathlib.Path(output).expanduser() if resume else new_folder(output, slug)
     rows = []
     if config:
-        rows = restore(model, folder, config, current)
+        rows = restore(model, folder, config, current, frozen)
     else:
         config = {
             "arguments": arguments,
@@ -271,37 +298,55 @@ def fit(
         f"{shown(name)}: {current['parameters']:,} parameters, {images}{steps} steps "
         f"per epoch{resumed}"
     )
+    if len(rows) < frozen:
+        print(f"the classifier is trained alone up to epoch {frozen}")
     seeding, board = [], []
     if draws_from_one_generator():
         seeding.append(callbacks.SeedSteps(steps, arguments["seed"]))
     if arguments["tensorboard"]:
         board.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
+    if validation is not None:
+        validation = validation[0], labels_of(validation[1])
+    progress = callbacks.Progress(
+        recipe.batch_size if _is_pair(train) else None, steps, epochs=recipe.epochs
+    )
+
+    def fit_to(epoch, averaging):
+        """Train to the end of an epoch, and return whether it came so far."""
+        model.fit(
+            batches(len(rows)),
+            validation_data=validation,
+            validation_batch_size=recipe.batch_size,
+            steps_per_epoch=steps,
+            initial_epoch=len(rows),
+            epochs=epoch,
+            verbose=0,
+            shuffle=False,  # the batches are
+            callbacks=[
+                callbacks.SetSeeds(steps, config.get("seeds")),
+                *seeding,
+                *averaging,
+                callbacks.StopWhenDiverged(),
+                callbacks.Keep(folder, rows),
+                progress,
+                *board,
+                *extra_callbacks,
+            ],
+        )
+        return len(rows) == epoch
+
     if len(rows) < recipe.epochs:
-        if validation is not None:
-            validation = validation[0], labels_of(validation[1])
         try:
-            model.fit(
-                batches(len(rows)),
-                validation_data=validation,
-                validation_batch_size=recipe.batch_size,
-                steps_per_epoch=steps,
-                initial_epoch=len(rows),
-                epochs=recipe.epochs,
-                verbose=0,
-                shuffle=False,  # the batches are
-                callbacks=[
-                    callbacks.SetSeeds(steps, config.get("seeds")),
-                    *seeding,
-                    *averaging,
-                    callbacks.StopWhenDiverged(),
-                    callbacks.Keep(folder, rows),
-                    callbacks.Progress(
-                        recipe.batch_size if _is_pair(train) else None, steps
-                    ),
-                    *board,
-                    *extra_callbacks,
-                ],
-            )
+            stopped = False
+            if len(rows) < frozen:
+                with head_alone(model):
+                    alone = compiled(0)
+                    if rows:
+                        load_state(model, folder / "last.keras")
+                    stopped = not fit_to(frozen, alone)
+                averaging = compiled(frozen)
+            if not stopped and len(rows) < recipe.epochs:
+                fit_to(recipe.epochs, averaging)
         except FloatingPointError as error:
             kept = (
                 f"{folder} keeps the weights of epoch {len(rows)}, last.keras, and of "
@@ -315,7 +360,7 @@ def fit(
             ) from error
     if not rows:
         raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
-    return _finish(model, config, folder, rows, test, on_test, names, task)
+    return _finish(model, config, folder, rows, test, on_test, names, task, frozen)
 
 
 def check_arguments(arguments):
@@ -332,6 +377,8 @@ def check_arguments(arguments):
         )
     if arguments["steps_per_epoch"] is not None:
         check_positive_int("steps_per_epoch", arguments["steps_per_epoch"])
+    recipe = Recipe.from_dict(arguments["recipe"] or {})
+    frozen_epochs(arguments["freeze"], recipe.epochs)
 
 
 def _default_pipeline():
@@ -463,19 +510,28 @@ def _steps(train, recipe, steps):
     return steps or max(recipe.passes_per_epoch * count // recipe.batch_size, 1)
 
 
-def _compile(model, recipe, total_steps, jit_compile, task):
-    """Compile the model unless the user did, and return what averages its weights."""
+def _optimizer(model):
     optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None or optimizer.name == OPTIMIZER:
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _compiled_here(model):
+    """Whether a model is not compiled, or was by this function."""
+    optimizer = _optimizer(model)
+    return optimizer is None or optimizer.name == OPTIMIZER
+
+
+def _compile(model, recipe, total_steps, jit_compile, task, first_step):
+    """Compile the model unless the user did, and return what averages its weights."""
+    if _compiled_here(model):
         jit = "auto" if jit_compile is None else jit_compile
-        recipe.compile(model, total_steps, jit, task)
+        recipe.compile(model, total_steps, jit, task, first_step)
         return recipe.callbacks()
     print(
         "the model keeps the optimizer, loss and metrics that it was compiled with; "
         "the recipe gives epochs, batches and augmentation"
     )
-    if not optimizer.use_ema:
+    if not _optimizer(model).use_ema:
         return []
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
@@ -545,17 +601,22 @@ def _names(model, facts, classes):
     return names
 
 
-def _finish(model, config, folder, rows, test, on_test, names, task):
+def _finish(model, config, folder, rows, test, on_test, names, task, frozen):
     """Read the test images, for the best and the last epoch, whose weights stay."""
     arguments, best = config["arguments"], callbacks.best_epoch(rows)
     batch_size = arguments["recipe"]["batch_size"]
     results, scores = {"last": {}, "best": {}}, {}
     for name, epoch in (("best", best), ("last", len(rows))):
         results[name]["epoch"] = epoch
+        # Into the model in hand: its own layers may be registered nowhere.
+        load_weights(model, folder / f"{name}.keras")
+        if epoch <= frozen:
+            # So far with the frozen model's flags and the optimizer of its classifier.
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+            callbacks.keep(model, folder / f"{name}.keras", epoch)
         if test is not None:
             if epoch not in scores:
-                # Into the model in hand: its own layers may be registered nowhere.
-                model.load_weights(folder / f"{name}.keras")
                 tested = task or evaluation.task_with(model, test[1])
                 scores[epoch] = evaluation.measure(model, *test, batch_size, tested)
             results[name] |= scores[epoch][0]

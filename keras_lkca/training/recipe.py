@@ -24,6 +24,42 @@ PAPER_AUGMENTATION = {
 _SPARED = ("embeddings", "token")
 
 
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class Later(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule from one of its later steps on, for an optimizer that begins there.
+
+    Args:
+        schedule: The schedule of the whole run.
+        first_step: Integer, the step of it that is the optimizer's first.
+
+    Example:
+
+    >>> from keras_lkca.training import Recipe
+    >>> from keras_lkca.training.recipe import Later
+    >>> schedule = Recipe.paper().schedule(1000)
+    >>> float(Later(schedule, 400)(7)) == float(schedule(407))
+    True
+    """
+
+    def __init__(self, schedule, first_step: int):
+        self.schedule, self.first_step = schedule, first_step
+
+    def __call__(self, step):
+        """Return the learning rate."""
+        return self.schedule(step + self.first_step)
+
+    def get_config(self):
+        """Return the arguments."""
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "first_step": self.first_step}
+
+    @classmethod
+    def from_config(cls, config):
+        """Build the schedule from what `get_config` returned."""
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(schedule, config["first_step"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """The hyperparameters of a training run.
@@ -212,19 +248,21 @@ class Recipe:
             alpha=self.final_learning_rate / self.learning_rate,
         )
 
-    def optimizer(self, total_steps: int, variables=()):
+    def optimizer(self, total_steps: int, variables=(), first_step: int = 0):
         """Return AdamW with the schedule, the decay and the average of the recipe.
 
         Args:
             total_steps: Positive integer, the steps of the whole run.
             variables: The trainable variables, `model.trainable_variables`, of which
                 biases, normalisation and embeddings are spared the decay.
+            first_step: Integer, the step of the schedule that it begins at.
 
         Returns:
             `keras.optimizers.AdamW`.
         """
+        schedule = self.schedule(total_steps)
         optimizer = keras.optimizers.AdamW(
-            self.schedule(total_steps),
+            Later(schedule, first_step) if first_step else schedule,
             weight_decay=self.weight_decay,
             name=OPTIMIZER,
             use_ema=self.ema_momentum is not None,
@@ -251,7 +289,12 @@ class Recipe:
         return kind(from_logits=from_logits, label_smoothing=self.label_smoothing)
 
     def compile(
-        self, model, total_steps: int, jit_compile="auto", task: str | None = None
+        self,
+        model,
+        total_steps: int,
+        jit_compile="auto",
+        task: str | None = None,
+        first_step: int = 0,
     ):
         """Compile a model with the recipe's optimizer and loss, accuracy and top-5.
 
@@ -267,6 +310,7 @@ class Recipe:
             task: See `loss`. Defaults to what the model's outputs tell: one column is
                 yes or no, a sigmoid on several gives several labels, anything else is
                 one class out of many.
+            first_step: Integer, the step of the schedule that the training begins at.
 
         Example:
 
@@ -288,7 +332,9 @@ class Recipe:
             options = {"num_labels": classes, "from_logits": from_logits}
             metrics.append(keras.metrics.AUC(name="auc", multi_label=True, **options))
         model.compile(
-            optimizer=self.optimizer(total_steps, model.trainable_variables),
+            optimizer=self.optimizer(
+                total_steps, model.trainable_variables, first_step
+            ),
             loss=self.loss(from_logits, task),
             metrics=metrics,
             jit_compile=jit_compile,

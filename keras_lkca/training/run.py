@@ -68,6 +68,7 @@ def train(
     steps_per_epoch: int | None = LEFT_OUT,
     class_weight=LEFT_OUT,
     start_from=LEFT_OUT,
+    freeze=LEFT_OUT,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
@@ -126,6 +127,8 @@ def train(
             the file. Of `model_options` it takes `num_classes` and `patch_size`; a
             `dtype`, and the recipe's `drop_path_rate`, where it is a model of this
             library. To resume, the file is needed only if no epoch was finished.
+        freeze: `"backbone"` to train the classifier alone, or a number of epochs to do
+            so at first, see `keras_lkca.training.fit`.
 
     Returns:
         What `metrics.json` holds.
@@ -167,6 +170,7 @@ def train(
         "jit_compile": jit_compile,
         "tensorboard": tensorboard,
         "steps_per_epoch": steps_per_epoch,
+        "freeze": freeze,
     }
     about, settings = plain(_whole_paths(given(about))), plain(given(settings))
     config = read_config(output) if resume else None
@@ -233,6 +237,7 @@ def train(
         jit_compile=settings["jit_compile"],
         tensorboard=settings["tensorboard"],
         class_weight=class_weight,
+        freeze=settings["freeze"],
         facts=facts,
         name=f"{origin} on {dataset}",
         about=about,

@@ -50,7 +50,7 @@ def read_config(output):
     try:
         config = json.loads(path.read_text())
         backend, arguments = config["backend"], config["arguments"]
-        for name in ("class_weight", "start_from"):
+        for name in ("class_weight", "freeze", "start_from"):
             arguments.setdefault(name, None)  # which runs of before have not
         # As the fields of this version.
         arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
@@ -129,7 +129,7 @@ def merge(arguments, config, defaults):
     return {name: saved[name] for name in defaults}
 
 
-def restore(model, folder, config, current):
+def restore(model, folder, config, current, frozen=0):
     """Load weights, optimizer and average, if it is still the same run.
 
     Args:
@@ -137,6 +137,8 @@ def restore(model, folder, config, current):
         folder: The run's folder.
         config: Its configuration.
         current: Dictionary of what must be as it was.
+        frozen: For how many epochs the classifier is trained alone: of these the
+            weights are loaded, and not the optimizer, which is for all of the model.
 
     Returns:
         The history up to there, a dictionary per epoch.
@@ -154,13 +156,29 @@ def restore(model, folder, config, current):
     if not rows:
         return rows
     callbacks.keep_best(folder, rows)
-    model.optimizer.build(model.trainable_variables)
+    load = load_state if len(rows) > frozen else load_weights
     try:
-        model.load_weights(path)
+        load(model, path)
     except Exception as error:
         raise ValueError(
             f"{path} is no state of this run's model ({type(error).__name__}: {error})."
         ) from error
+    return rows
+
+
+def load_weights(model, path):
+    """Load the weights, and nothing of the optimizer's."""
+    optimizer, model.optimizer = model.optimizer, None
+    try:
+        model.load_weights(path)
+    finally:
+        model.optimizer = optimizer
+
+
+def load_state(model, path):
+    """Load weights, optimizer and average, from which the training goes on."""
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
     optimizer = model.optimizer
     if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
         # The file holds the average as the model's weights, and the weights in its
@@ -168,7 +186,6 @@ def restore(model, folder, config, current):
         exchange = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
         exchange.set_model(model)
         exchange.on_test_begin()
-    return rows
 
 
 def kept_rows(folder):
