@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from keras_lkca import LKCANet, LKCAViT, data, deploy, interpret, predict
-from keras_lkca.training import Recipe, callbacks, evaluate, fit, train
+from keras_lkca.training import Recipe, callbacks, evaluate, fit, fitting, train
 
 
 def tiny(**arguments):
@@ -522,6 +522,48 @@ def test_a_dataset_of_batches_goes_on(passes, tmp_path):
     assert int(model.optimizer.iterations) == 2 * 10 * passes
 
 
+class Figures(keras.callbacks.Callback):
+    """Validation that comes out as told: the second epoch is the best of six."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_accuracy"] = (0.1, 0.5, 0.2, 0.5, 0.3, 0.4)[epoch]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without pictures, which take longer than such runs."""
+    monkeypatch.setattr(fitting, "_draw", lambda *arguments: None)
+
+
+def test_a_run_without_progress_stops_early(tmp_path, monkeypatch, capsys, undrawn):
+    monkeypatch.setattr(Recipe, "callbacks", lambda self: [Figures()])
+
+    def run(name, validation=0.1, **options):
+        keras.utils.set_random_seed(1)
+        options |= {"steps_per_epoch": 2, "output": tmp_path / name}
+        metrics = fit(tiny(), data.digits(), validation, **options)
+        return metrics["epochs"], metrics["best"]["epoch"], metrics["stopped_early"]
+
+    recipe = quick(epochs=6, patience=2)
+    assert run("whole", recipe=recipe) == (4, 2, True)
+    assert "stopped early: no better epoch since 2" in capsys.readouterr().out
+    # Also one that was stopped while it waited, or when it had waited enough.
+    stop = StopBeforeTheSecondEpoch()
+    stop.after = 3
+    with pytest.raises(Stop):
+        run("stopped", recipe=recipe, extra_callbacks=[stop])
+    assert run("stopped", resume=True) == (4, 2, True)
+    (tmp_path / "whole" / "metrics.json").unlink()
+    assert run("whole", resume=True) == (4, 2, True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+    # Epochs of the classifier alone do not count, if others come after.
+    assert run("frozen", recipe=recipe, freeze=3) == (5, 2, True)
+    assert run("long", recipe=quick(epochs=4, patience=2)) == (4, 2, False)
+    with pytest.raises(ValueError, match="`patience` of the recipe needs `valid.*=2"):
+        run("none", validation=None, recipe=recipe)
+    assert not (tmp_path / "none").exists()
+
+
 # A backbone that stays as it is at first
 
 
@@ -582,7 +624,7 @@ def test_the_classifier_is_trained_alone_at_first(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("momentum", [None, 0.5])
-def test_the_classifier_is_trained_alone_all_along(momentum, tmp_path):
+def test_the_classifier_is_trained_alone_all_along(momentum, tmp_path, undrawn):
     """And what is kept of it has the flags of before, and can be trained on."""
     weights, own = Weights(), net()
     inputs = keras.Input((8, 8, 1))
@@ -605,7 +647,7 @@ def test_the_classifier_is_trained_alone_all_along(momentum, tmp_path):
     assert np.isfinite(loss).all()
 
 
-def test_a_frozen_run_is_stopped_and_goes_on(tmp_path):
+def test_a_frozen_run_is_stopped_and_goes_on(tmp_path, undrawn):
     """While the classifier is alone, where it is no more, and after it."""
 
     def run(name, freeze=2, **options):

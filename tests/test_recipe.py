@@ -119,6 +119,7 @@ def test_the_augmentation_is_the_recipes():
         ({"weight_decay": "0.1"}, "`weight_decay` must be a number"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),
         ({"ema_momentum": 2}, "`ema_momentum` must lie in"),
+        ({"patience": 0}, "`patience` must be a positive integer"),
         ({"flip": 1}, "`flip` must be True or False"),
         ({"augment": "auto"}, "has no field 'augment'"),
         ({"decay_everything": 1}, "`decay_everything` must be True or False"),

@@ -177,6 +177,27 @@ class Keep(keras.callbacks.Callback):
         keep_best(self.folder, self.rows)
 
 
+class StopEarly(keras.callbacks.Callback):
+    """Stop the run when no epoch has been better than the best for long.
+
+    Keras's EarlyStopping counts in itself, and a run that is resumed would count anew.
+
+    Args:
+        rows: The history that `Keep` writes, before this callback is called.
+        patience: How many epochs to wait, see `out_of_patience`.
+        first: Number of epochs that do not count, at the beginning.
+    """
+
+    def __init__(self, rows, patience: int | None, first: int = 0):
+        super().__init__()
+        self.rows, self.patience, self.first = rows, patience, first
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stop, if it is time."""
+        if out_of_patience(self.rows, self.patience, self.first):
+            self.model.stop_training = True
+
+
 class SetSeeds(keras.callbacks.Callback):
     """Give stochastic depth and dropout the seeds of the epoch that begins.
 
@@ -270,6 +291,26 @@ def best_epoch(rows):
         if name in rows[0]:
             return 1 + int(np.argmax([sign * row[name] for row in rows]))
     return len(rows)
+
+
+def out_of_patience(rows, patience, first=0):
+    """Whether the best epoch lies `patience` epochs back or more.
+
+    Args:
+        rows: The history, a dictionary per epoch.
+        patience: Positive integer, or `None` to wait for ever.
+        first: Number of epochs at the beginning that do not count.
+
+    Example:
+
+    >>> from keras_lkca.training.callbacks import out_of_patience
+    >>> rows = [{"val_accuracy": x} for x in (0.2, 0.4, 0.4, 0.3)]
+    >>> out_of_patience(rows, 2), out_of_patience(rows, 3)
+    (True, False)
+    """
+    if patience is None or not rows:
+        return False
+    return len(rows) - max(best_epoch(rows), first) >= patience
 
 
 def write_history(path, rows):

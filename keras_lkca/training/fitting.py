@@ -233,6 +233,11 @@ def fit(
         require("tensorflow", "tensorflow")
     _check_source(train, "train")
     on_test = test is not None and validation is test
+    if recipe.patience is not None and validation is None:
+        raise ValueError(
+            "`patience` of the recipe needs `validation`, by which it tells a better "
+            f"epoch. Received: patience={recipe.patience!r}, validation=None"
+        )
     train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
     if isinstance(validation, numbers.Real):
         train, validation = hold_out(train, validation, arguments["seed"], "validation")
@@ -298,6 +303,8 @@ def fit(
         f"{shown(name)}: {current['parameters']:,} parameters, {images}{steps} steps "
         f"per epoch{resumed}"
     )
+    # Of a run that trains all of the model in the end.
+    uncounted = frozen if frozen < recipe.epochs else 0
     if len(rows) < frozen:
         print(f"the classifier is trained alone up to epoch {frozen}")
     seeding, board = [], []
@@ -328,6 +335,7 @@ def fit(
                 *averaging,
                 callbacks.StopWhenDiverged(),
                 callbacks.Keep(folder, rows),
+                callbacks.StopEarly(rows, recipe.patience, uncounted),
                 progress,
                 *board,
                 *extra_callbacks,
@@ -335,9 +343,9 @@ def fit(
         )
         return len(rows) == epoch
 
-    if len(rows) < recipe.epochs:
+    stopped = callbacks.out_of_patience(rows, recipe.patience, uncounted)
+    if len(rows) < recipe.epochs and not stopped:
         try:
-            stopped = False
             if len(rows) < frozen:
                 with head_alone(model):
                     alone = compiled(0)
@@ -360,6 +368,12 @@ def fit(
             ) from error
     if not rows:
         raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
+    early = len(rows) < recipe.epochs and callbacks.out_of_patience(
+        rows, recipe.patience, uncounted
+    )
+    if early:
+        print(f"stopped early: no better epoch since {callbacks.best_epoch(rows)}")
+    config = {**config, "stopped_early": early}
     return _finish(model, config, folder, rows, test, on_test, names, task, frozen)
 
 
@@ -634,6 +648,7 @@ def _finish(model, config, folder, rows, test, on_test, names, task, frozen):
         "seed": arguments["seed"],
         **{key: config[key] for key in ("parameters", "images", "backend")},
         "epochs": len(rows),
+        "stopped_early": config["stopped_early"],
         "best_epoch_chosen_on": "the test images, which flatters"
         if on_test
         else chosen,

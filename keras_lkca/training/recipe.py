@@ -83,6 +83,11 @@ class Recipe:
             model that `keras_lkca.training.train` gives it.
         ema_momentum: Momentum of an exponential moving average of the weights, which
             is then what is validated and saved; `None` for none.
+        patience: Number of epochs to wait for one that is better than the best so far,
+            by what chooses the best epoch, before the run stops early; `None` for
+            all epochs. It needs validation images. Epochs that train the classifier
+            alone at first do not count. The schedule of the learning rate is that of
+            all epochs, so give no more of them than are likely to be needed.
         augment: `keras_lkca.data.Augmentation`, what is done to the training images.
             A dataset whose mirrored images are of other classes is never mirrored.
             Its fields count as the recipe's in JSON, in `from_dict` and in the
@@ -114,6 +119,7 @@ class Recipe:
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
     ema_momentum: float | None = None
+    patience: int | None = None
     augment: Augmentation = dataclasses.field(
         default_factory=lambda: Augmentation(**PAPER_AUGMENTATION)
     )
@@ -129,6 +135,8 @@ class Recipe:
             checked[name] = check_rate(name, getattr(self, name))
         if self.ema_momentum is not None:
             checked["ema_momentum"] = check_rate("ema_momentum", self.ema_momentum)
+        if self.patience is not None:
+            checked["patience"] = check_positive_int("patience", self.patience)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if not isinstance(self.decay_everything, bool):

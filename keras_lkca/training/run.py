@@ -8,6 +8,7 @@ import keras
 from keras_lkca import data
 from keras_lkca.checks import check_rate
 from keras_lkca.data.folders import statistics
+from keras_lkca.internals import sublayers
 from keras_lkca.models import adapt
 from keras_lkca.models.image_model import given_name, read_model
 from keras_lkca.models.presets import PRESETS, check_preset
@@ -306,7 +307,8 @@ def _carried(source, about, facts, recipe):
             f"{facts.input_shape} and the {facts.num_classes} classes of the dataset. "
             f"{error} Received: start_from={about['start_from']!r}"
         ) from error
-    model.trainable = True  # also what a run had frozen when it was kept
+    for layer in (model, *sublayers(model)):  # what is set already sets none within
+        layer.trainable = True  # also what a run had frozen when it was kept
     return model
 
 
