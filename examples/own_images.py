@@ -5,7 +5,8 @@
 FOLDER holds one folder of images per class, such as pets/cat/*.jpg and pets/dog/*.jpg.
 A fifth of the images is held out for the test. KERAS_BACKEND is tensorflow, jax or
 torch. Writes the best and the last model, the history, metrics and pictures into
---output. On the command line, `keras-lkca train pets/` does the same.
+--output. On the command line, `keras-lkca train pets/` does the same, and with
+`--start-from lkca_net_08m_cifar10` it begins with what a model learned of CIFAR-10.
 """
 
 import argparse

@@ -652,11 +652,13 @@ def test_a_frozen_run_is_stopped_and_goes_on(tmp_path, undrawn):
 
     def run(name, freeze=2, **options):
         keras.utils.set_random_seed(1)
-        recipe = quick(epochs=4, ema_momentum=0.5, mix_probability=0.5)
+        recipe = quick(epochs=4, ema_momentum=0.5, mix_probability=0.5, layer_decay=0.7)
         options |= {"freeze": freeze, "recipe": recipe, "steps_per_epoch": 2}
         return fit(net(), data.digits(), 0.1, output=tmp_path / name, **options)
 
     whole = run("whole")
+    last = keras.models.load_model(tmp_path / "whole" / "last.keras")
+    assert [int(x.iterations) for x in last.optimizer.optimizers] == [4, 4, 4]
     rows = callbacks.read_history(tmp_path / "whole" / "history.csv")
     for after in ("1", "2", "3"):
         stop = StopBeforeTheSecondEpoch()

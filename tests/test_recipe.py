@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lkca import LKCAViT, ViT, data
+from keras_lkca import LKCANet, LKCAViT, ViT, data
 from keras_lkca.training import Recipe
 
 
@@ -66,6 +66,67 @@ def test_weight_decay_spares_vectors_and_embeddings(model_class, everything):
         assert decayed == {"kernel"}
 
 
+STAGES = {"stem_filters": (4,), "patch_size": 2, "embed_dim": (8, 8), "depth": (1, 1)}
+POWERS = {
+    LKCAViT: ({"depth": 2}, {"positions": 3}),
+    ViT: ({"depth": 2, "num_heads": 2}, {"class_token": 3, "positions": 3}),
+    LKCANet: (STAGES, {"stem_1_0_norm": 3, "downsample_1_conv": 1, "positions_1": 1}),
+}
+
+
+@pytest.mark.parametrize("model_class", list(POWERS))
+def test_blocks_nearer_to_the_images_learn_more_slowly(model_class):
+    """Every first step, its weight decay too, has its block's share of the rate."""
+    arguments, powers = POWERS[model_class]
+    options = {"patch_size": 4, "embed_dim": 8, "drop_path_rate": 0.0, **arguments}
+    model = model_class((8, 8, 1), **options)
+    frozen = model.get_layer("block_0_mixer_norm")
+    for layer in model.layers:  # of the stem what is spared the decay is left
+        if layer is frozen or layer.name.startswith(("patches", "stem_0")):
+            layer.trainable = False
+    rng = np.random.default_rng(0)
+    start = [rng.uniform(0.1, 0.5, weight.shape) for weight in model.weights]
+    trained = model.trainable_variables
+    gradients = [
+        keras.ops.convert_to_tensor(rng.uniform(0.1, 1, v.shape).astype("float32"))
+        for v in trained
+    ]
+    steps = {}
+    for decay in (1.0, 0.5):
+        model.set_weights(start)
+        recipe = Recipe.quick(layer_decay=decay, warmup=0.0, weight_decay=0.1)
+        optimizer = recipe.optimizer(10, model.weights)
+        optimizer.apply(gradients, trained)
+        steps[decay] = {
+            weight.path: keras.ops.convert_to_numpy(weight) - before
+            for weight, before in zip(model.weights, start, strict=True)
+            if weight.trainable
+        }
+    powers = {**powers, "norm": 0, "classifier": 0}
+    seen = set()
+    for path, whole in steps[1.0].items():
+        name = path.split("/")[0]
+        power = powers.get(name)
+        if name.startswith("block_"):
+            power = 2 - int(name.split("_")[1])
+        if power is None:
+            continue
+        seen.add(name)
+        part = steps[0.5][path]
+        np.testing.assert_allclose(part, whole * 0.5**power, atol=2e-7, err_msg=path)
+        assert np.abs(whole).max() > 5e-4, path
+    assert set(powers) <= seen and frozen.name not in seen
+    assert isinstance(optimizer, keras.optimizers.MultiOptimizer)
+    assert len(optimizer.optimizers) == 4
+
+
+def test_layer_decay_needs_blocks():
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Dense(10, name="only")(keras.layers.Flatten()(inputs))
+    with pytest.raises(ValueError, match="`layer_decay` needs a model of bl.*rs only$"):
+        Recipe.quick(layer_decay=0.5).compile(keras.Model(inputs, x), 10)
+
+
 def test_the_loss_takes_mixed_labels():
     logits = np.log(np.array([[0.7, 0.2, 0.1]], "float32"))
     labels = np.array([[0.5, 0.5, 0.0]], "float32")
@@ -119,6 +180,8 @@ def test_the_augmentation_is_the_recipes():
         ({"weight_decay": "0.1"}, "`weight_decay` must be a number"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),
         ({"ema_momentum": 2}, "`ema_momentum` must lie in"),
+        ({"layer_decay": 0}, "`layer_decay` must be above 0; freeze='backbone'"),
+        ({"layer_decay": 1.5}, r"`layer_decay` must lie in \[0, 1\]"),
         ({"patience": 0}, "`patience` must be a positive integer"),
         ({"flip": 1}, "`flip` must be True or False"),
         ({"augment": "auto"}, "has no field 'augment'"),

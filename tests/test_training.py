@@ -599,6 +599,42 @@ def test_a_run_starts_from_a_file(pets, tmp_path):
         training.train(**options)
 
 
+def test_a_run_from_a_file_goes_on_without_it(pets, tmp_path, monkeypatch):
+    """Also where what is kept of it is frozen, but for the classifier."""
+    file = tmp_path / "a.keras"
+    LKCANet((8, 8, 3), stem_filters=(4,), embed_dim=8, depth=1).save(file)
+    recipe = quick(epochs=3, batch_size=8, drop_path_rate=0.2, layer_decay=0.5)
+    options = {"recipe": recipe, "start_from": file, "freeze": 2, "image_size": 8}
+    options |= {"steps_per_epoch": 2}
+    monkeypatch.setattr(training.fitting, "_draw", lambda *arguments: None)
+    whole = training.train(pets, output=tmp_path / "whole", **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(self, epoch, logs=None):
+        if epoch == 0:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StopEarly, "on_epoch_end", kill)
+        with pytest.raises(Killed):
+            training.train(pets, output=tmp_path / "killed", **options)
+    file.unlink()
+    metrics = training.train(output=tmp_path / "killed", resume=True)
+    assert metrics["last"] == pytest.approx(whole["last"], rel=1e-5)
+    a, b = (
+        keras.models.load_model(tmp_path / name / "last.keras")
+        for name in ("whole", "killed")
+    )
+    assert len(b.trainable_variables) == len(a.trainable_variables) > 10
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    for x, y in zip(a.optimizer.variables, b.optimizer.variables, strict=True):
+        x, y = map(keras.ops.convert_to_numpy, (x, y))
+        np.testing.assert_allclose(x, y, atol=1e-6, err_msg="optimizer")
+
+
 def test_a_run_starts_from_a_trained_preset(pets, tmp_path):
     options = {"image_size": 8, "steps_per_epoch": 1, "start_from": TRAINED}
     options |= {"model_options": {"num_classes": 1}}

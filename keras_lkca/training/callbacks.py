@@ -167,9 +167,7 @@ class Keep(keras.callbacks.Callback):
         """Write everything."""
         row = {"epoch": epoch + 1}
         row |= {name: float(value) for name, value in (logs or {}).items()}
-        row["learning_rate"] = float(
-            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        )
+        row["learning_rate"] = highest_rate(self.model.optimizer)
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.rows.append(row)
         write_history(self.folder / "history.csv", self.rows)
@@ -239,6 +237,13 @@ class SeedSteps(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         """Seed what this step draws."""
         keras.utils.set_random_seed(int(batch_seed(self.seed, self._first + batch)[1]))
+
+
+def highest_rate(optimizer):
+    """Return the learning rate, the highest where layers have their own."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    parts = [x for x in getattr(optimizer, "optimizers", [optimizer]) if x.built]
+    return max(float(keras.ops.convert_to_numpy(x.learning_rate)) for x in parts)
 
 
 def seeds(model):

@@ -1,5 +1,6 @@
 """Fit a classifier, and keep everything that came of it."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -152,7 +153,8 @@ def fit(
             begins anew. What is frozen runs as in inference, BatchNormalization too.
             What you froze yourself stays so all along, and the model's `trainable`
             flags are in the end as they were. `None` for neither. It needs a model
-            that you did not compile.
+            that you did not compile. What is kept after the first epochs is loaded
+            where `keras_lkca` is imported, or with `compile=False`.
 
     Returns:
         What `metrics.json` holds.
@@ -257,7 +259,7 @@ def fit(
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
     keras.utils.set_random_seed(arguments["seed"])
 
-    def compiled(first_epoch):
+    def compiled(first_epoch, recipe=recipe):
         total, jit = recipe.epochs * steps, arguments["jit_compile"]
         return _compile(model, recipe, total, jit, task, first_epoch * steps)
 
@@ -348,7 +350,7 @@ def fit(
         try:
             if len(rows) < frozen:
                 with head_alone(model):
-                    alone = compiled(0)
+                    alone = compiled(0, dataclasses.replace(recipe, layer_decay=1.0))
                     if rows:
                         load_state(model, folder / "last.keras")
                     stopped = not fit_to(frozen, alone)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import keras
 
@@ -22,6 +23,8 @@ PAPER_AUGMENTATION = {
 }
 # Of the position embedding and of the class token.
 _SPARED = ("embeddings", "token")
+# By which a block is known: its layers' names begin as that of its mixer does.
+_MIXER = re.compile("(.+_)(?:lkca|attention)")
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -79,6 +82,12 @@ class Recipe:
             normalisation, position embeddings and the class token, which are spared
             otherwise.
         label_smoothing: Share of each label that is spread over all classes.
+        layer_decay: Number in (0, 1], by which the learning rate falls from each block
+            to the one before it, for a model that has learned already. The classifier
+            and what else comes after the blocks has the whole rate, the last block
+            `layer_decay` of it, the one before its square, and so on to the stem and
+            the first positions; what lies between two blocks goes with the later. The
+            weight decay goes with the rate. 1 for the same rate everywhere.
         drop_path_rate: Rate of stochastic depth in every block, an argument of the
             model that `keras_lkca.training.train` gives it.
         ema_momentum: Momentum of an exponential moving average of the weights, which
@@ -105,7 +114,8 @@ class Recipe:
 
     References:
         Li et al., arXiv 2401.05738, experiments; AutoAugment is replaced by
-        RandAugment (arXiv 1909.13719), which is among Keras's layers.
+        RandAugment (arXiv 1909.13719), which is among Keras's layers. Layer-wise
+        learning rates: Bao et al., "BEiT", arXiv 2106.08254, appendix.
     """
 
     epochs: int = 100
@@ -116,6 +126,7 @@ class Recipe:
     warmup: float = 0.1
     weight_decay: float = 0.05
     decay_everything: bool = False
+    layer_decay: float = 1.0
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
     ema_momentum: float | None = None
@@ -131,10 +142,15 @@ class Recipe:
             checked[name] = check_number(name, getattr(self, name), 1, integral=True)
         for name in ("learning_rate", "final_learning_rate", "weight_decay"):
             checked[name] = check_number(name, getattr(self, name))
-        for name in ("warmup", "label_smoothing", "drop_path_rate"):
+        for name in ("warmup", "layer_decay", "label_smoothing", "drop_path_rate"):
             checked[name] = check_rate(name, getattr(self, name))
         if self.ema_momentum is not None:
             checked["ema_momentum"] = check_rate("ema_momentum", self.ema_momentum)
+        if checked["layer_decay"] == 0:
+            raise ValueError(
+                "`layer_decay` must be above 0; freeze='backbone' trains the "
+                f"classifier alone. Received: layer_decay={self.layer_decay!r}"
+            )
         if self.patience is not None:
             checked["patience"] = check_positive_int("patience", self.patience)
         for name, value in checked.items():
@@ -261,23 +277,59 @@ class Recipe:
 
         Args:
             total_steps: Positive integer, the steps of the whole run.
-            variables: The trainable variables, `model.trainable_variables`, of which
-                biases, normalisation and embeddings are spared the decay.
+            variables: The model's variables, `model.weights`, of which biases,
+                normalisation and embeddings are spared the decay, and whose paths tell
+                the block.
             first_step: Integer, the step of the schedule that it begins at.
 
         Returns:
-            `keras.optimizers.AdamW`.
+            `keras.optimizers.AdamW`, or where there is a `layer_decay`
+            `keras.optimizers.MultiOptimizer` with one for each rate.
+
+        Raises:
+            ValueError: If there is a `layer_decay`, and no block among the variables.
         """
-        schedule = self.schedule(total_steps)
-        optimizer = keras.optimizers.AdamW(
-            Later(schedule, first_step) if first_step else schedule,
-            weight_decay=self.weight_decay,
-            name=OPTIMIZER,
-            use_ema=self.ema_momentum is not None,
-            ema_momentum=0.99 if self.ema_momentum is None else self.ema_momentum,
+        if self.layer_decay == 1:
+            return self._adamw(total_steps, variables, first_step, OPTIMIZER)
+        groups = {}
+        for name, power in _powers([v.path for v in variables]).items():
+            groups.setdefault(power, []).append(name)
+        trained = {v.path.split("/")[0] for v in variables if v.trainable}
+        optimizers = {}
+        for power, names in groups.items():
+            if trained.isdisjoint(names):
+                continue
+            rate = self.layer_decay**power
+            scaled = dataclasses.replace(
+                self,
+                learning_rate=self.learning_rate * rate,
+                final_learning_rate=self.final_learning_rate * rate,
+            )
+            # By the layers' names, which a saved model keeps.
+            pattern = f"(?:{'|'.join(map(re.escape, names))})(?:/.*)?"
+            own = [v for v in variables if v.path.split("/")[0] in names]
+            optimizers[pattern] = scaled._adamw(
+                total_steps, own, first_step, f"{OPTIMIZER}_{power}"
+            )
+        _, default = optimizers.popitem()
+        return keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(default, optimizers), name=OPTIMIZER
         )
-        spared = [v for v in variables if _spared(v)]
-        if spared and not self.decay_everything:
+
+    def _adamw(self, total_steps, variables, first_step, name):
+        schedule = self.schedule(total_steps)
+        options = {
+            "learning_rate": Later(schedule, first_step) if first_step else schedule,
+            "name": name,
+            "use_ema": self.ema_momentum is not None,
+            "ema_momentum": 0.99 if self.ema_momentum is None else self.ema_momentum,
+        }
+        spared = [v for v in variables if _spared(v) and not self.decay_everything]
+        trained = [v for v in variables if v.trainable]
+        if trained and {id(v) for v in trained} <= {id(v) for v in spared}:
+            return keras.optimizers.Adam(**options)  # torch cannot decay nothing
+        optimizer = keras.optimizers.AdamW(weight_decay=self.weight_decay, **options)
+        if spared:
             optimizer.exclude_from_weight_decay(var_list=spared)
         return optimizer
 
@@ -340,9 +392,7 @@ class Recipe:
             options = {"num_labels": classes, "from_logits": from_logits}
             metrics.append(keras.metrics.AUC(name="auc", multi_label=True, **options))
         model.compile(
-            optimizer=self.optimizer(
-                total_steps, model.trainable_variables, first_step
-            ),
+            optimizer=self.optimizer(total_steps, model.weights, first_step),
             loss=self.loss(from_logits, task),
             metrics=metrics,
             jit_compile=jit_compile,
@@ -368,6 +418,35 @@ class Recipe:
         if self.ema_momentum is None:
             return []
         return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+
+
+def _powers(paths):
+    """Return of each layer how often its rate is multiplied by `layer_decay`.
+
+    Args:
+        paths: The paths of all variables of a model, in its layers' order.
+    """
+    names = list(dict.fromkeys(path.split("/")[0] for path in paths))
+    blocks = [match[1] for name in names if (match := _MIXER.fullmatch(name))]
+    if not blocks:
+        raise ValueError(
+            "`layer_decay` needs a model of blocks, whose layers' names tell them as "
+            "those of keras_lkca.models.lkca_block(name='block_0') do: block_0_lkca, "
+            f"block_0_mlp_norm. Received: layers {', '.join(names[:5])}"
+        )
+    found = [
+        next((i for i, block in enumerate(blocks) if name.startswith(block)), None)
+        for name in names
+    ]
+    powers, following = {}, len(blocks)  # whatever comes after them
+    for name, index in zip(reversed(names), reversed(found), strict=True):
+        following = following if index is None else index
+        powers[name] = len(blocks) - following
+    for name, index in zip(names, found, strict=True):
+        if index is not None:
+            break
+        powers[name] = len(blocks) + 1  # what comes before them
+    return dict(reversed(powers.items()))
 
 
 def _spared(variable):

@@ -73,7 +73,7 @@ def train(
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
-    Or train a model on that was trained before, with `start_from`.
+    Or, with `start_from`, a model that has learned something already.
 
     A share of the training images, drawn class by class, validates every epoch and
     chooses the best one. The test images are read once, at the end.
@@ -315,7 +315,7 @@ def _carried(source, about, facts, recipe):
 def _with(model, dtype, **changes):
     """Return a model of this library's with other arguments, another as it is."""
     config = model.get_config()
-    if "layers" in config:
+    if "layers" in config or not {"dtype", *changes} <= set(config):
         if dtype is not None:
             raise ValueError(
                 "`dtype` is for the models of this library; another has its own. "

@@ -179,8 +179,8 @@ def load_state(model, path):
     """Load weights, optimizer and average, from which the training goes on."""
     model.optimizer.build(model.trainable_variables)
     model.load_weights(path)
-    optimizer = model.optimizer
-    if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if any(x.use_ema for x in getattr(optimizer, "optimizers", [optimizer])):
         # The file holds the average as the model's weights, and the weights in its
         # place: what Keras's callback exchanges.
         exchange = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
