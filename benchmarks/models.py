@@ -132,7 +132,7 @@ def pipeline_rows(arguments):
         print(rows[-1], flush=True)
 
     dtype = arguments.dtype
-    for name, recipe in (("quick", Recipe.quick()), ("paper", Recipe.paper())):
+    for name, recipe in (("quick", Recipe.quick()), ("long", Recipe.long())):
         augmentation = recipe.augmentation(mean=(0.5, 0.5, 0.5))
         for pipeline in data.PIPELINES:
             iterator = iter(batches(augmentation, pipeline))

@@ -257,7 +257,7 @@ written into --output:
     add(
         "--recipe",
         metavar="RECIPE",
-        help="paper (default), quick for a first look, or a JSON file",
+        help="long (default), paper, quick for a first look, or a JSON file",
     )
     add("--epochs", type=int, metavar="N", help="default: the recipe's")
     add("--batch-size", type=int, metavar="N", help="default: the recipe's")

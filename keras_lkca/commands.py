@@ -55,14 +55,14 @@ def train(
 
 
 def _recipe(name, changes):
-    if name in (None, "paper"):
-        return Recipe.paper(**changes)
-    if name == "quick":
-        return Recipe.quick(**changes)
+    named = {None: Recipe.long, "long": Recipe.long}
+    named |= {"paper": Recipe.paper, "quick": Recipe.quick}
+    if name in named:
+        return named[name](**changes)
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
         raise ValueError(
-            "`--recipe` must be paper, quick or a JSON file that exists. "
+            "`--recipe` must be long, paper, quick or a JSON file that exists. "
             f"Received: {name!r}"
         )
     return Recipe.from_dict({**Recipe.from_json(path.read_text()).to_dict(), **changes})

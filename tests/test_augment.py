@@ -6,7 +6,11 @@ import pytest
 
 from keras_lkca import data
 from keras_lkca.backend import compiled
-from keras_lkca.data.augmentation import rand_augment_operations
+from keras_lkca.data.augmentation import (
+    clipped_box,
+    rand_augment_operations,
+    rectangles,
+)
 
 # JAX would compile every operation by itself.
 WAYS = (
@@ -130,10 +134,12 @@ def still(**options):
 
 
 @ways
+@pytest.mark.parametrize("as_published", [False, True])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_labels_are_mixed_as_the_images_are(kind, way):
+def test_labels_are_mixed_as_the_images_are(kind, as_published, way):
     other = "cutmix" if kind == "mixup" else "mixup"
-    augmentation = still(mix_probability=1.0, **{f"{other}_alpha": 0})
+    options = {"as_published": as_published, f"{other}_alpha": 0}
+    augmentation = still(mix_probability=1.0, **options)
     images, labels = plain()
     weights = []
     for step in range(4):
@@ -145,6 +151,11 @@ def test_labels_are_mixed_as_the_images_are(kind, way):
         if kind == "cutmix":
             assert np.isin(x, np.arange(32)).all()  # no pixel is a mixture
         weights.extend(y.max(-1))
+        # Every image that is mixed at all is mixed alike, or by a share of its own.
+        shares = y[np.arange(32), np.arange(32)][(y > 0).sum(-1) == 2]
+        assert (np.ptp(shares) < 1e-6) == as_published or not len(shares)
+    if as_published:
+        return
     # Beta(1, 1) is uniform: the larger share, of pairs that differ, lies about 0.75.
     weights = np.array([w for w in weights if w < 1])
     assert 0.65 < weights.mean() < 0.85
@@ -177,7 +188,95 @@ def test_erasing(way, rng):
     assert areas.max() <= (np.sqrt(0.4) + 1 / 16) ** 2 and areas.max() > 0.1
 
 
+class Seeds(keras.random.SeedGenerator):
+    """Other seeds with every draw, without a variable."""
+
+    def __init__(self, seed):
+        self.pair = [seed, 0]
+
+    def next(self, ordered=True):
+        self.pair[1] += 1
+        return np.array(self.pair, "uint32")
+
+
+def published_rectangle(rng, height, width, largest):
+    """The loop of arXiv 1708.04896, algorithm 1, as the paper's code rounds."""
+    while True:
+        area = rng.uniform(0.02, largest) * height * width
+        aspect = rng.uniform(0.3, 1 / 0.3)
+        rows, columns = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if rows < height and columns < width:
+            top = rng.integers(0, height - rows + 1)
+            left = rng.integers(0, width - columns + 1)
+            mask = np.zeros((height, width), bool)
+            mask[top : top + rows, left : left + columns] = True
+            return mask
+
+
+def published_box(rng, height, width):
+    """CutMix's box, arXiv 1905.04899, as the paper's code rounds and clips."""
+    side = rng.uniform() ** 0.5
+    row, column = rng.integers(height), rng.integers(width)
+    rows, columns = int(height * side) // 2, int(width * side) // 2
+    mask = np.zeros((height, width), bool)
+    mask[
+        max(row - rows, 0) : row + rows, max(column - columns, 0) : column + columns
+    ] = 1
+    return mask
+
+
+def alike(masks, expected, standard_errors=5):
+    """Whether boxes are drawn alike: each pixel, and sizes by each side."""
+    for measure in (
+        lambda m: m.astype(float),
+        lambda m: m.any(2).sum(1).astype(float),
+        lambda m: m.any(1).sum(1).astype(float) ** 2,
+        lambda m: m.mean((1, 2)) ** 2,
+    ):
+        ours, theirs = measure(masks), measure(expected)
+        error = np.sqrt(ours.var(0) / len(ours) + theirs.var(0) / len(theirs))
+        difference = np.abs(ours.mean(0) - theirs.mean(0))
+        assert (difference <= standard_errors * error + 1e-6).all()
+
+
+def test_the_published_rectangle(rng):
+    masks = rectangles(keras_backend(), (4000, 16, 12), 0.4, Seeds(1))
+    masks = keras.ops.convert_to_numpy(masks)
+    assert masks.shape == (4000, 16, 12, 1)
+    expected = [published_rectangle(rng, 16, 12, 0.4) for _ in range(4000)]
+    alike(masks[..., 0], np.stack(expected))
+
+
+def test_the_published_box(rng):
+    masks = [
+        keras.ops.convert_to_numpy(clipped_box(keras_backend(), (8, 9, 12), 1.0, seed))
+        for seed in map(Seeds, range(300))
+    ]
+    expected = [published_box(rng, 9, 12) for _ in range(4000)]
+    alike(np.concatenate(masks)[..., 0], np.stack(expected))
+
+
+def test_erasing_as_published(rng):
+    images = np.full((200, 16, 16, 3), 255, "uint8")
+    options = {"erase_probability": 0.25, "mean": (0.2, 0.4, 0.6)}
+    x, _ = run(
+        still(**options, as_published=True),
+        images,
+        np.ones((200, 1), "float32"),
+        (0, 1),
+    )
+    erased = (x != 255).any(-1)
+    assert 0.15 < erased.any((1, 2)).mean() < 0.35
+    np.testing.assert_allclose(x[erased].mean(0), (51, 102, 153), rtol=1e-5)
+    assert 0.02 * 200 < erased.sum((1, 2)).max() <= 0.4 * 256 + 16
+
+
 # RandAugment
+
+
+def keras_backend():
+    """What the augmentation calls, as Keras's layers carry it."""
+    return keras.layers.RandomFlip().backend
 
 
 def applied(layer, images):
@@ -293,6 +392,7 @@ def test_the_policy_does_not_matter(batch):
             "`mixup_alpha` or `cutmix_alpha` must be above 0",
         ),
         ({"flip": "no"}, "`flip` must be True or False"),
+        ({"as_published": 1}, "`as_published` must be True or False"),
     ],
 )
 def test_bad_arguments(arguments, message):

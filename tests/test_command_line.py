@@ -208,8 +208,8 @@ def test_a_recipe_from_a_file(tmp_path, monkeypatch):
     for name in (tmp_path / "recipe.json", "paper"):
         main(["train", "digits", "--recipe", str(name), "--epochs", "2"])
     main(["train", "digits", "--epochs", "2"])
-    paper = Recipe.paper(epochs=2)
-    assert recipes == [Recipe.quick(flip=False, epochs=2), paper, paper]
+    long, paper = Recipe.long(epochs=2), Recipe.paper(epochs=2)
+    assert recipes == [Recipe.quick(flip=False, epochs=2), paper, long]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,10 @@ def test_a_recipe_from_a_file(tmp_path, monkeypatch):
         ("train digits --set epochs", "`--set` takes NAME=VALUE. Received: 'epochs'"),
         ("train digits --model-set a", "`--model-set` takes NAME=VALUE"),
         ("train digits --set epoch=3", "epoch"),
-        ("train digits --recipe slow", "`--recipe` must be paper, quick or a JSON"),
+        (
+            "train digits --recipe slow",
+            "`--recipe` must be long, paper, quick or a JSON",
+        ),
         ("train digits --model-set depth=x", "depth"),
         ("evaluate", "arguments are required: MODEL, NAME|FOLDER"),
         ("evaluate none.keras digits", "There is no none.keras"),

@@ -1,8 +1,10 @@
 import dataclasses
+import json
 
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from keras_lkca import LKCANet, LKCAViT, ViT, data
 from keras_lkca.training import Recipe
@@ -11,12 +13,23 @@ from keras_lkca.training import Recipe
 def test_json_round_trip(tmp_path):
     recipe = Recipe.paper(epochs=7, ema_momentum=0.99, learning_rate=3e-4)
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert Recipe.from_json('{"epochs": 7}') == Recipe.paper(epochs=7)
-    assert Recipe.paper() == Recipe()
+    assert Recipe.from_json('{"epochs": 7}') == Recipe.long(epochs=7)
+    assert Recipe.long() == Recipe() != Recipe.paper()
 
 
-def test_the_papers_recipe():
-    recipe = Recipe.paper()
+@pytest.mark.once
+def test_a_former_recipe_is_what_it_was():
+    """A recipe without the fields that came later, as a run of before has it."""
+    path = ROOT / "tests" / "former" / "run-torch" / "config.json"
+    values = json.loads(path.read_text())["arguments"]["recipe"]
+    recipe = Recipe.from_dict(values)
+    later = {"epsilon": 1e-7, "as_published": False}
+    assert recipe.to_dict() == {**values, **later}
+
+
+@pytest.mark.parametrize("make", [Recipe.long, Recipe.paper])
+def test_the_papers_numbers(make):
+    recipe = make()
     assert (recipe.epochs, recipe.passes_per_epoch, recipe.batch_size) == (100, 3, 128)
     assert (recipe.learning_rate, recipe.weight_decay) == (1e-3, 0.05)
     assert (recipe.label_smoothing, recipe.drop_path_rate) == (0.1, 0.1)
@@ -25,6 +38,26 @@ def test_the_papers_recipe():
     assert (images.mix_probability, images.mixup_alpha, images.cutmix_alpha) == (
         *(0.5, 1.0, 1.0),
     )
+
+
+def test_the_papers_recipe():
+    """What the paper's code does otherwise, and Keras's optimizer does of it."""
+    recipe, long = Recipe.paper(), Recipe.long()
+    changed = {k: v for k, v in recipe.to_dict().items() if v != long.to_dict()[k]}
+    assert changed == {
+        "decay_everything": True,
+        "epsilon": 1e-8,
+        "as_published": True,
+    }
+    assert (recipe.optimizer(10).epsilon, long.optimizer(10).epsilon) == (1e-8, 1e-7)
+
+
+def test_what_is_erased_is_filled():
+    """With the mean, or with the mean in the units of normalised images."""
+    facts = {"mean": (0.5, 0.4), "std": (0.2, 0.25)}
+    assert Recipe.long().augmentation(**facts).mean == (0.5, 0.4)
+    assert Recipe.paper().augmentation(**facts).mean == pytest.approx((0.6, 0.5))
+    assert Recipe.paper().augmentation(mean=(0.5, 0.4)).mean == (0.5, 0.4)
 
 
 def test_the_schedule_warms_up_and_anneals():
@@ -177,6 +210,7 @@ def test_the_augmentation_is_the_recipes():
         ({"learning_rate": 0}, "`learning_rate` must be above 0"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be a number"),
         ({"final_learning_rate": 1}, "above 0 and `final_learning_rate`"),
+        ({"epsilon": -1e-8}, "`epsilon` must be a number, 0 or above"),
         ({"weight_decay": "0.1"}, "`weight_decay` must be a number"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),
         ({"ema_momentum": 2}, "`ema_momentum` must lie in"),

@@ -41,6 +41,12 @@ class Augmentation:
             alone.
         cutmix_alpha: Parameter of CutMix's Beta distribution, in [0, 1]; 0 for MixUp
             alone.
+        as_published: Whether to erase and mix as the code of those papers does, not
+            as Keras's layers do: `erase_area` bounds the area of the rectangle, whose
+            sides are up to 3.3 times each other, where Keras draws a width and a
+            height; and MixUp and CutMix draw one share, CutMix one box, for the whole
+            batch, a box that the image's border may clip, where Keras draws a share
+            for each image and a box within it.
         mean: Mean of each channel, images scaled to [0, 1], which fills what is
             erased.
 
@@ -80,14 +86,17 @@ class Augmentation:
     mix_probability: float = 0.0
     mixup_alpha: float = 1.0
     cutmix_alpha: float = 1.0
+    as_published: bool = False
     mean: tuple[float, ...] = (0.0,)
 
     def __post_init__(self):
         """Check every field, and keep Python's own numbers, which JSON can hold."""
-        if not isinstance(self.flip, bool):
-            raise ValueError(
-                f"`flip` must be True or False. Received: flip={self.flip!r}"
-            )
+        for name in ("flip", "as_published"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"`{name}` must be True or False. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
         checked = {"mean": tuple(float(value) for value in np.ravel(self.mean))}
         for name in ("crop_padding", "rand_augment"):
             checked[name] = check_number(name, getattr(self, name), integral=True)
@@ -171,6 +180,9 @@ class Augmentation:
             changes["fill_value"] = backend.convert_to_tensor(
                 255 * np.asarray(self.mean, "float32")
             )
+            if self.as_published:
+                boxes = rectangles(backend, images.shape, self.erase_area, seeds)
+                changes["batch_masks"] = boxes
             images = self.erasing.transform_images(images, changes, True)
         if self.mixup or self.cutmix:
             images, labels = self._mix(backend, images, labels, seeds)
@@ -215,6 +227,12 @@ class Augmentation:
             if layer is None:
                 continue
             changes = draw(layer, images, seeds)
+            if self.as_published and layer is self.mixup:
+                changes["mix_weight"] = changes["mix_weight"][:1]
+            if self.as_published and layer is self.cutmix:
+                changes["batch_masks"] = clipped_box(
+                    backend, images.shape, self.cutmix_alpha, seeds
+                )
             if layer is self.cutmix:
                 # The part that was cut, counted in pixels: the layer's own figure is
                 # that of a box with fractional edges.
@@ -255,6 +273,55 @@ def shift_and_flip(backend, images, seeds, padding, flip):
     columns = picks(width, mirrored)
     images = backend.numpy.einsum("bij,bjkc->bikc", rows, images)
     return backend.numpy.einsum("blk,bikc->bilc", columns, images)
+
+
+def rectangles(backend, shape, largest, seeds, tries=8):
+    """Return the pixels to erase, `(batch, height, width, 1)`, as the paper draws them.
+
+    Of a share of the image's area from 0.02 to `largest`, and a height of 0.3 to
+    1 / 0.3 times the width. One that is no smaller than the image is drawn anew, and
+    after `tries` of them nothing is erased.
+    """
+    numpy, (count, height, width) = backend.numpy, shape[:3]
+    draws = backend.random.uniform((2, count, tries), seed=seeds)
+    smallest = min(0.02, largest)
+    area = (smallest + (largest - smallest) * draws[0]) * height * width
+    aspect = 0.3 + (1 / 0.3 - 0.3) * draws[1]
+    sides = numpy.round(numpy.sqrt(numpy.stack([area * aspect, area / aspect])))
+    fits = (sides[0] < height) & (sides[1] < width)
+    first = numpy.argmax(backend.cast(fits, "int32"), axis=-1)
+    chosen = backend.nn.one_hot(first, tries, dtype="float32")
+    # Of none that fits both sides are 0.
+    sides = numpy.sum(sides * chosen * backend.cast(fits, "float32"), axis=-1)
+    starts = backend.random.uniform((2, count), seed=seeds)
+
+    def within(size, side, start):
+        start = numpy.floor(start * (size + 1 - side))[:, None]
+        places = numpy.arange(size, dtype="float32")
+        return (places >= start) & (places < start + side[:, None])
+
+    rows = within(height, sides[0], starts[0])
+    columns = within(width, sides[1], starts[1])
+    return rows[:, :, None, None] & columns[:, None, :, None]
+
+
+def clipped_box(backend, shape, alpha, seeds):
+    """Return CutMix's box as its paper draws it, `(1, height, width, 1)`.
+
+    Its share of the area is drawn from Beta(`alpha`, `alpha`), its centre anywhere in
+    the image, and what reaches over the border is lost.
+    """
+    numpy = backend.numpy
+    share = backend.random.beta((1,), alpha, alpha, seed=seeds)
+    centres = backend.random.uniform((2,), seed=seeds)
+
+    def within(size, centre):
+        half = numpy.floor(numpy.floor(size * numpy.sqrt(share)) / 2)
+        places = numpy.arange(size, dtype="float32") - numpy.floor(size * centre)
+        return (places >= -half) & (places < half)
+
+    rows, columns = within(shape[1], centres[0]), within(shape[2], centres[1])
+    return rows[None, :, None, None] & columns[None, None, :, None]
 
 
 def rand_augment_operations(magnitude):

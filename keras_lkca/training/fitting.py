@@ -122,7 +122,7 @@ def fit(
         test: Likewise, or `None`. Labels that are shares of classes count as the class
             of the largest. The same object as `validation` chooses the best epoch by
             the test images, as many papers report, which flatters.
-        recipe: Defaults to `Recipe.paper()`; on resuming to the run's.
+        recipe: Defaults to `Recipe.long()`; on resuming to the run's.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch. What
             is left out is the run's; what is given must be the run's.
@@ -560,12 +560,13 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     one_hot = "sparse" not in loss.lower()
     channels = model.input_shape[-1]
     if facts:
-        augmentation = recipe.augmentation(facts.flip, facts.mean)
+        augmentation = recipe.augmentation(facts.flip, facts.mean, facts.std)
     else:
-        mean = (0.5,) * channels
+        mean, std = (0.5,) * channels, 0.0
         if _is_pair(train):
             mean = train[0][:1000].mean((0, 1, 2)) / 255
-        augmentation = recipe.augmentation(mean=mean)
+            std = train[0][:1000].std((0, 1, 2)) / 255
+        augmentation = recipe.augmentation(mean=mean, std=std)
 
     check_mixing(augmentation, one_hot)
     class_weight = arguments["class_weight"]

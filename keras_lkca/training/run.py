@@ -92,7 +92,7 @@ def train(
             to the preset's.
         preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_net_08m`, to
             `lkca_vit_tiny` with `model="lkca"`, to `vit_tiny` with `model="vit"`.
-        recipe: Defaults to `Recipe.paper()`.
+        recipe: Defaults to `Recipe.long()`.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch.
             It ends with the weights that it would have had without a break. What is
