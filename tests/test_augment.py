@@ -393,6 +393,7 @@ def test_the_policy_does_not_matter(batch):
         ),
         ({"flip": "no"}, "`flip` must be True or False"),
         ({"as_published": 1}, "`as_published` must be True or False"),
+        ({"policy": "random"}, "`policy` must be one of .'rand', 'auto', 'trivial'"),
     ],
 )
 def test_bad_arguments(arguments, message):

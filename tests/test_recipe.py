@@ -23,7 +23,7 @@ def test_a_former_recipe_is_what_it_was():
     path = ROOT / "tests" / "former" / "run-torch" / "config.json"
     values = json.loads(path.read_text())["arguments"]["recipe"]
     recipe = Recipe.from_dict(values)
-    later = {"epsilon": 1e-7, "as_published": False}
+    later = {"epsilon": 1e-7, "policy": "rand", "as_published": False}
     assert recipe.to_dict() == {**values, **later}
 
 
@@ -47,9 +47,26 @@ def test_the_papers_recipe():
     assert changed == {
         "decay_everything": True,
         "epsilon": 1e-8,
+        "policy": "auto",
+        "rand_augment": 0,
         "as_published": True,
     }
     assert (recipe.optimizer(10).epsilon, long.optimizer(10).epsilon) == (1e-8, 1e-7)
+
+
+def test_the_datasets_policy():
+    policies = {
+        name: Recipe.paper().augmentation(policy=facts.policy).policy
+        for name, facts in data.DATASETS.items()
+    }
+    assert policies == {
+        **dict.fromkeys(("cifar10", "cifar100"), "auto_cifar10"),
+        "svhn_cropped": "auto_svhn",
+        **dict.fromkeys(("tiny_imagenet", "digits"), "auto_imagenet"),
+    }
+    assert Recipe.paper().augmentation().policy == "auto_imagenet"
+    own = Recipe.quick(policy="trivial").augmentation(policy="auto_svhn")
+    assert own.policy == "trivial"
 
 
 def test_what_is_erased_is_filled():
@@ -191,7 +208,7 @@ def test_the_average_is_kerass():
 
 
 def test_the_augmentation_is_the_recipes():
-    augmentation = Recipe.paper().augmentation(mean=(0.5, 0.5, 0.5))
+    augmentation = Recipe.long().augmentation(mean=(0.5, 0.5, 0.5))
     assert augmentation.flip and augmentation.rand_augment == 2
     assert augmentation.mixup and augmentation.cutmix and augmentation.erasing
     assert not Recipe.paper().augmentation(flip=False).flip  # digits
@@ -210,6 +227,7 @@ def test_the_augmentation_is_the_recipes():
         ({"learning_rate": 0}, "`learning_rate` must be above 0"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be a number"),
         ({"final_learning_rate": 1}, "above 0 and `final_learning_rate`"),
+        ({"policy": "best"}, "`policy` must be one of .'rand', 'auto', 'trivial'"),
         ({"epsilon": -1e-8}, "`epsilon` must be a number, 0 or above"),
         ({"weight_decay": "0.1"}, "`weight_decay` must be a number"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),

@@ -13,14 +13,18 @@ import keras
 import numpy as np
 
 from keras_lkca.checks import check_number, check_rate
+from keras_lkca.data.policies import POLICIES, apply_policy, histograms
 from keras_lkca.internals import Solarization, draw, in_tensorflow
+
+# `"auto"` is the dataset's, of which `Recipe.augmentation` is told.
+CHOICES = ("rand", "auto", *POLICIES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Change a batch of images at random, and their labels where images are mixed.
 
-    In this order: shift and mirror; RandAugment's operations; erase a rectangle; mix
+    In this order: shift and mirror; the policy's operations; erase a rectangle; mix
     pairs of images by MixUp or CutMix.
 
     It is a pure function of its arguments. It can be mapped over a `tf.data.Dataset`
@@ -31,8 +35,13 @@ class Augmentation:
         flip: Whether to mirror half of the images.
         crop_padding: Non-negative integer, pixels by which each image is shifted at
             most, each way, black moving in.
+        policy: Which operations an image gets. `"rand"` for RandAugment's, as many as
+            `rand_augment` says; `"trivial"` for TrivialAugment's one, of any strength;
+            `"auto_cifar10"`, `"auto_svhn"` or `"auto_imagenet"` for the pairs that
+            AutoAugment found on that dataset; `"auto"` for those of the dataset that a
+            recipe is used on, ImageNet's where it has none.
         rand_augment: Non-negative integer, number of RandAugment's operations on each
-            image.
+            image; other policies have their own number.
         rand_augment_magnitude: Float in [0, 1], their strength.
         erase_probability: Float in [0, 1], share of the images to erase a part of.
         erase_area: Float in [0, 1], the largest part, of the image's area.
@@ -73,12 +82,14 @@ class Augmentation:
     ((4, 8, 8, 3), (4, 4))
 
     References:
-        RandAugment arXiv 1909.13719, random erasing 1708.04896, MixUp 1710.09412,
+        RandAugment arXiv 1909.13719, TrivialAugment 2103.10158 (Wide), AutoAugment
+        1805.09501, random erasing 1708.04896, MixUp 1710.09412,
         CutMix 1905.04899.
     """
 
     flip: bool = True
     crop_padding: int = 4
+    policy: str = "rand"
     rand_augment: int = 0
     rand_augment_magnitude: float = 0.5
     erase_probability: float = 0.0
@@ -97,6 +108,10 @@ class Augmentation:
                     f"`{name}` must be True or False. "
                     f"Received: {name}={getattr(self, name)!r}"
                 )
+        if self.policy not in CHOICES:
+            raise ValueError(
+                f"`policy` must be one of {CHOICES}. Received: policy={self.policy!r}"
+            )
         checked = {"mean": tuple(float(value) for value in np.ravel(self.mean))}
         for name in ("crop_padding", "rand_augment"):
             checked[name] = check_number(name, getattr(self, name), integral=True)
@@ -125,7 +140,7 @@ class Augmentation:
     def _make_layers(self):
         """Make Keras's layers now: within a compiled function it would be too late."""
         make = {"operations": [], "erasing": None, "mixup": None, "cutmix": None}
-        if self.rand_augment:
+        if self.policy == "rand" and self.rand_augment:
             make["operations"] = rand_augment_operations(self.rand_augment_magnitude)
         if self.erase_probability:
             make["erasing"] = keras.layers.RandomErasing(
@@ -172,7 +187,10 @@ class Augmentation:
             images = shift_and_flip(
                 backend, images, seeds, self.crop_padding, self.flip
             )
-        for _ in range(self.rand_augment):
+        if self.policy != "rand":
+            policy = "auto_imagenet" if self.policy == "auto" else self.policy
+            images, labels = apply_policy(backend, images, labels, seeds, policy)
+        for _ in range(self.rand_augment if self.operations else 0):
             images, labels = self._one_operation_each(backend, images, labels, seeds)
         if self.erasing:
             changes = draw(self.erasing, images, seeds)
@@ -368,15 +386,7 @@ class _Equalization(keras.layers.Equalization):
 
     def transform_images(self, images, transformation, training=True):
         numpy = self.backend.numpy
-        count, channels = images.shape[0], images.shape[-1]
-        levels = self.backend.cast(numpy.clip(numpy.round(images), 0, 255), "int32")
-        histograms = numpy.arange(count * channels, dtype="int32")
-        levels += 256 * numpy.reshape(histograms, (count, 1, 1, channels))
-        flat = numpy.reshape(levels, (-1,))
-        counts = self.backend.math.segment_sum(
-            numpy.ones_like(flat), flat, num_segments=256 * count * channels
-        )
-        counts = numpy.reshape(counts, (-1, 256))
+        levels, counts = histograms(self.backend, images)
         below = numpy.cumsum(counts, axis=1)
         total = below[:, -1:]
         first = numpy.min(numpy.where(below > 0, below, total), axis=1, keepdims=True)

@@ -16,6 +16,7 @@ class Dataset:
         class_names: Names of the classes in the order of their labels, where they
             are known.
         host: Where its archive is downloaded from, if it has to be.
+        policy: AutoAugment's policy for it, see `keras_lkca.data.Augmentation`.
     """
 
     num_classes: int
@@ -25,6 +26,7 @@ class Dataset:
     flip: bool = True
     class_names: tuple[str, ...] = ()
     host: str = ""
+    policy: str = "auto_imagenet"
 
 
 _CIFAR100 = """
@@ -49,6 +51,7 @@ DATASETS = {
             "airplane automobile bird cat deer dog frog horse ship truck".split()
         ),
         host="www.cs.toronto.edu",
+        policy="auto_cifar10",
     ),
     "cifar100": Dataset(
         num_classes=100,
@@ -57,6 +60,7 @@ DATASETS = {
         std=(0.2673, 0.2564, 0.2762),
         class_names=tuple(_CIFAR100.split()),
         host="www.cs.toronto.edu",
+        policy="auto_cifar10",
     ),
     "svhn_cropped": Dataset(
         num_classes=10,
@@ -66,6 +70,7 @@ DATASETS = {
         flip=False,
         class_names=tuple("0123456789"),
         host="ufldl.stanford.edu",
+        policy="auto_svhn",
     ),
     "tiny_imagenet": Dataset(
         num_classes=200,

@@ -560,7 +560,9 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     one_hot = "sparse" not in loss.lower()
     channels = model.input_shape[-1]
     if facts:
-        augmentation = recipe.augmentation(facts.flip, facts.mean, facts.std)
+        augmentation = recipe.augmentation(
+            facts.flip, facts.mean, facts.std, facts.policy
+        )
     else:
         mean, std = (0.5,) * channels, 0.0
         if _is_pair(train):

@@ -28,6 +28,8 @@ _AUGMENTATION = {
 _PAPER = {
     "decay_everything": True,
     "epsilon": 1e-8,
+    "policy": "auto",
+    "rand_augment": 0,
     "as_published": True,
 }
 # Of the position embedding and of the class token.
@@ -125,9 +127,8 @@ class Recipe:
     True
 
     References:
-        Li et al., arXiv 2401.05738, experiments; AutoAugment is replaced by
-        RandAugment (arXiv 1909.13719), which is among Keras's layers. Layer-wise
-        learning rates: Bao et al., "BEiT", arXiv 2106.08254, appendix.
+        Li et al., arXiv 2401.05738, experiments. Layer-wise learning rates: Bao et
+        al., "BEiT", arXiv 2106.08254, appendix.
     """
 
     epochs: int = 100
@@ -192,8 +193,8 @@ class Recipe:
     def long(cls, **changes):
         """Return the default recipe: 100 epochs of three passes, all augmentation.
 
-        The paper's numbers with the augmentation of Keras's own layers, and a weight
-        decay that spares biases, scales and positions.
+        The paper's numbers with the augmentation of Keras's own layers, RandAugment for
+        AutoAugment, and a weight decay that spares biases, scales and positions.
 
         Args:
             changes: Fields by name.
@@ -204,9 +205,9 @@ class Recipe:
     def paper(cls, **changes):
         """Return the paper's recipe, as its authors' code has it.
 
-        It has the numbers of `long`, decays every weight, and erases and mixes as the
-        papers of those do. What still differs, and why, stands in a
-        table (docs/api/training.md).
+        It has the numbers of `long`, decays every weight, has AutoAugment's policy for
+        the dataset, and erases and mixes as the papers of those do. What still differs,
+        and why, stands in a table (docs/api/training.md).
 
         Args:
             changes: Fields by name.
@@ -431,7 +432,13 @@ class Recipe:
             jit_compile=jit_compile,
         )
 
-    def augmentation(self, flip: bool = True, mean=(0.0,), std=0.0) -> Augmentation:
+    def augmentation(
+        self,
+        flip: bool = True,
+        mean=(0.0,),
+        std=0.0,
+        policy: str = "auto_imagenet",
+    ) -> Augmentation:
         """Return what is done to the training images.
 
         Args:
@@ -441,14 +448,18 @@ class Recipe:
             std: Standard deviation of each channel, likewise. With `as_published` what
                 is erased is filled with `mean + mean * std`: the code of that paper
                 writes the mean into images that are normalised already.
+            policy: The dataset's policy of AutoAugment, which `policy="auto"` stands
+                for.
 
         Returns:
             `keras_lkca.data.Augmentation`.
         """
         if self.augment.as_published:
             mean = np.ravel(mean) * (1 + np.ravel(std))
+        if self.augment.policy != "auto":
+            policy = self.augment.policy
         return dataclasses.replace(
-            self.augment, flip=self.augment.flip and flip, mean=mean
+            self.augment, flip=self.augment.flip and flip, mean=mean, policy=policy
         )
 
     def callbacks(self) -> list:
