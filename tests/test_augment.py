@@ -391,6 +391,7 @@ def test_the_policy_does_not_matter(batch):
             {"mix_probability": 1.0, "mixup_alpha": 0, "cutmix_alpha": 0},
             "`mixup_alpha` or `cutmix_alpha` must be above 0",
         ),
+        ({"repeats": 0}, "`repeats` must be an integer, 1 or above"),
         ({"flip": "no"}, "`flip` must be True or False"),
         ({"as_published": 1}, "`as_published` must be True or False"),
         ({"policy": "random"}, "`policy` must be one of .'rand', 'auto', 'trivial'"),

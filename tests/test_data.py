@@ -723,3 +723,38 @@ def test_a_damaged_dataset_says_so(tmp_path):
     (folder / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="(?s)is damaged.*tfds.load"):
         data.load("cifar10", "train", tmp_path)
+
+
+@pytest.mark.parametrize("pipeline", data.PIPELINES)
+def test_repeated_augmentation(pipeline, rng):
+    """Each batch holds every image twice, augmented apart, and begins at any step."""
+    images = rng.integers(0, 256, (20, 6, 6, 3)).astype("uint8")
+    augmentation = data.Augmentation(crop_padding=2, repeats=2)
+    weights = dict(enumerate(range(1, 21)))
+
+    def batches(first_step, count):
+        batches = data.training_batches(
+            *(images, np.arange(20), 8, 20, augmentation),
+            first_step=first_step,
+            pipeline=pipeline,
+            class_weight=weights,
+        )
+        return [
+            tuple(map(keras.ops.convert_to_numpy, batch))
+            for batch in itertools.islice(iter(batches), count)
+        ]
+
+    found = batches(0, 5)
+    labels = np.stack([y.argmax(-1) for _, y, _ in found])
+    assert labels.shape == (5, 8)
+    # Five batches of four images are one pass, and each image is there twice.
+    assert sorted(labels.ravel()) == sorted([*range(20)] * 2)
+    for x, y, weight in found:
+        np.testing.assert_array_equal(weight, y.argmax(-1) + 1)
+        pairs = [x[y.argmax(-1) == label] for label in set(y.argmax(-1))]
+        assert all(len(pair) == 2 for pair in pairs)
+        assert any(np.abs(a - b).max() > 0 for a, b in pairs)
+    for ours, theirs in zip(batches(3, 2), found[3:], strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+    with pytest.raises(ValueError, match="multiple of.*batch_size=9, repeats=2"):
+        data.training_batches(images, np.arange(20), 9, 20, augmentation)

@@ -23,7 +23,7 @@ def test_a_former_recipe_is_what_it_was():
     path = ROOT / "tests" / "former" / "run-torch" / "config.json"
     values = json.loads(path.read_text())["arguments"]["recipe"]
     recipe = Recipe.from_dict(values)
-    later = {"epsilon": 1e-7, "policy": "rand", "as_published": False}
+    later = {"epsilon": 1e-7, "policy": "rand", "as_published": False, "repeats": 1}
     assert recipe.to_dict() == {**values, **later}
 
 
@@ -228,6 +228,7 @@ def test_the_augmentation_is_the_recipes():
         ({"learning_rate": float("nan")}, "`learning_rate` must be a number"),
         ({"final_learning_rate": 1}, "above 0 and `final_learning_rate`"),
         ({"policy": "best"}, "`policy` must be one of .'rand', 'auto', 'trivial'"),
+        ({"batch_size": 32, "repeats": 3}, "`batch_size` must be a multiple of the"),
         ({"epsilon": -1e-8}, "`epsilon` must be a number, 0 or above"),
         ({"weight_decay": "0.1"}, "`weight_decay` must be a number"),
         ({"label_smoothing": 1.5}, r"`label_smoothing` must lie in \[0, 1\]"),

@@ -56,6 +56,10 @@ class Augmentation:
             height; and MixUp and CutMix draw one share, CutMix one box, for the whole
             batch, a box that the image's border may clip, where Keras draws a share
             for each image and a box within it.
+        repeats: Positive integer, into how many images each image is made, every one
+            augmented by itself. The batches of `training_batches` keep their size and
+            hold fewer images, and an epoch goes through a part of them; a dataset's
+            own batches grow.
         mean: Mean of each channel, images scaled to [0, 1], which fills what is
             erased.
 
@@ -66,7 +70,8 @@ class Augmentation:
         seed: Pair of integers, different for every batch.
 
     Returns:
-        float32 images and labels of the same shapes, in another order.
+        float32 images and labels of the same shapes, `repeats` times as many, in
+        another order.
 
     Raises:
         ValueError: If an argument is not as above, or the batch's size is unknown.
@@ -84,7 +89,7 @@ class Augmentation:
     References:
         RandAugment arXiv 1909.13719, TrivialAugment 2103.10158 (Wide), AutoAugment
         1805.09501, random erasing 1708.04896, MixUp 1710.09412,
-        CutMix 1905.04899.
+        CutMix 1905.04899, repeated augmentation 1901.09335.
     """
 
     flip: bool = True
@@ -98,6 +103,7 @@ class Augmentation:
     mixup_alpha: float = 1.0
     cutmix_alpha: float = 1.0
     as_published: bool = False
+    repeats: int = 1
     mean: tuple[float, ...] = (0.0,)
 
     def __post_init__(self):
@@ -115,6 +121,7 @@ class Augmentation:
         checked = {"mean": tuple(float(value) for value in np.ravel(self.mean))}
         for name in ("crop_padding", "rand_augment"):
             checked[name] = check_number(name, getattr(self, name), integral=True)
+        checked["repeats"] = check_number("repeats", self.repeats, 1, integral=True)
         for name in (
             *("rand_augment_magnitude", "erase_probability", "erase_area"),
             "mix_probability",
@@ -172,6 +179,9 @@ class Augmentation:
         with in_tensorflow(layers if foreign else ()):
             images = backend.cast(backend.convert_to_tensor(images), "float32")
             labels = backend.cast(backend.convert_to_tensor(labels), "float32")
+            if self.repeats > 1:
+                images = backend.numpy.repeat(images, self.repeats, axis=0)
+                labels = backend.numpy.repeat(labels, self.repeats, axis=0)
             with warnings.catch_warnings():
                 # Keras's own: MixUp asks JAX for 64-bit integers and gets 32.
                 warnings.filterwarnings("ignore", "Explicitly requested dtype int64")

@@ -43,7 +43,8 @@ def training_batches(
         images: Array `(n, height, width, channels)` of numbers in [0, 255].
         labels: Integer array `(n,)`; or float array `(n, num_classes)`, what each
             image has of each class. For one column `(n,)` or `(n, 1)` in [0, 1].
-        batch_size: Positive integer, not above `n`.
+        batch_size: Positive integer, not above `n`, and a multiple of the
+            augmentation's `repeats`.
         num_classes: Positive integer, the length of the one-hot labels; 1 for a column
             of yes or no.
         augmentation: What is done to each batch; `None` for nothing.
@@ -94,13 +95,14 @@ def training_batches(
         labels = weighted(labels, weights)
     check_mixing(augmentation, one_hot)
     check_batch_size(batch_size, len(images))
+    drawn = check_repeats(batch_size, augmentation)
 
     def steps():
-        return batch_rows(len(images), batch_size, seed, first_step)
+        return batch_rows(len(images), drawn, seed, first_step)
 
     if pipeline == "tf.data":
         options = augmentation, steps, num_classes, one_hot
-        return _tf_dataset(images, labels, batch_size, *options)
+        return _tf_dataset(images, labels, drawn, *options)
     return _generator(images, labels, augmentation, steps, num_classes, one_hot)
 
 
@@ -111,6 +113,17 @@ def check_batch_size(batch_size, count):
             "`batch_size` must not be above the number of training images. "
             f"Received: batch_size={batch_size} for {count} images"
         )
+
+
+def check_repeats(batch_size, augmentation):
+    """Return how many images a batch is made of, or raise a `ValueError`."""
+    repeats = 1 if augmentation is None else augmentation.repeats
+    if batch_size % repeats:
+        raise ValueError(
+            "`batch_size` must be a multiple of the augmentation's `repeats`. "
+            f"Received: batch_size={batch_size}, repeats={repeats}"
+        )
+    return batch_size // repeats
 
 
 def check_numbers(images):

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_lkca.checks import check_number, check_positive_int, check_rate
 from keras_lkca.data.augmentation import Augmentation
+from keras_lkca.data.batches import check_repeats
 from keras_lkca.models.classifiers import gives_probabilities, task_of
 
 # By which `fit` knows a model that it compiled before.
@@ -182,6 +183,7 @@ class Recipe:
                 "`augment` must be a keras_lkca.data.Augmentation. "
                 f"Received: augment={self.augment!r}"
             )
+        check_repeats(self.batch_size, self.augment)
         if not 0 < self.learning_rate >= self.final_learning_rate:
             raise ValueError(
                 "`learning_rate` must be above 0 and `final_learning_rate`. Received: "
