@@ -92,7 +92,7 @@ def test_an_operation_is_pillows(name, images):
 
 def test_operations_on_other_images(rng):
     """Grey ones, of four channels, and too small for what looks about."""
-    for shape in ((3, 6, 5, 1), (3, 6, 5, 4), (3, 1, 2, 3)):
+    for shape in ((3, 6, 5, 4), (3, 1, 2, 1)):
         images = rng.integers(0, 256, shape)
         for name in OPERATIONS:
             y = applied(name, images, STRENGTHS.get(name, (0,) * 3)[:3])
@@ -227,7 +227,7 @@ def test_labels_stay_with_their_images(rng):
     images = np.broadcast_to(
         np.arange(0, 256, 4, dtype="float32")[:, None, None, None], (64, 16, 16, 3)
     )
-    x, y = run(still(policy="auto_cifar10"), images, np.eye(64), (0, 1))
+    x, y = run(still(policy="auto_cifar10"), images, np.eye(64), (0, 1), "compiled")
     untouched = (x == x[:, :1, :1]).all((1, 2, 3)) & (x[:, 0, 0, 0] % 4 == 0)
     same = x[:, 0, 0, 0] == 4 * y.argmax(-1)
     assert same[untouched].sum() > 20
