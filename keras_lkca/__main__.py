@@ -49,6 +49,10 @@ ON_ERROR = (
     "what to do with files of a FOLDER that cannot be decoded: raise an error "
     "(default), or skip them and print which"
 )
+MIRROR = (
+    "average the probabilities of an image and of its mirror image, which takes twice "
+    "the time (default: the image alone). Not for images such as digits"
+)
 
 
 def main(arguments=None):
@@ -367,6 +371,7 @@ example:
     add("--data-dir", metavar="DIR", help=DATA_DIR)
     add("--on-error", metavar="raise|skip", help=ON_ERROR)
     add("--batch-size", type=int, metavar="N", help="images per step (default: 128)")
+    add("--mirror", action="store_true", help=MIRROR)
     add(
         "--json",
         dest="json_file",
@@ -401,6 +406,7 @@ example:
     add("--preset", metavar="NAME", help="a trained preset, in place of MODEL")
     add("--top", type=int, metavar="N", help="classes per image (default: 5)")
     add("--class-names", nargs="+", metavar="NAME", help=CLASS_NAMES)
+    add("--mirror", action="store_true", help=MIRROR)
     add(
         "--csv",
         dest="csv_file",

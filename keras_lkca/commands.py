@@ -93,6 +93,7 @@ def evaluate(
     batch_size=128,
     json_file=None,
     confusion_file=None,
+    mirror=False,
 ):
     """Print what a model is worth on labelled images, and write it into files."""
     check_positive_int("--batch-size", batch_size)
@@ -101,6 +102,8 @@ def evaluate(
     if confusion_file:
         _check_output("--confusion", confusion_file, (".png", ".svg", ".pdf"))
         require("matplotlib", "plot")
+    if mirror:
+        _check_mirror(model, dataset)
     network = deploy.read_model(model)
     check_classifier(network)
     if task_of(network) == "multilabel":
@@ -111,11 +114,14 @@ def evaluate(
         )
     images, labels, what = _labelled_images(network, dataset, split, data_dir, on_error)
     names = _class_names(network)
-    scores, confusion = training.evaluate(network, images, labels, batch_size)
+    scores, confusion = training.evaluate(
+        network, images, labels, batch_size, mirror=mirror
+    )
     results = {
         "model": str(model),
         "images_of": what,
         "images": len(labels),
+        "mirror": mirror,
         "accuracy": scores["test_accuracy"],
         "top5_accuracy": scores.get("test_top5_accuracy"),
         "loss": scores["test_loss"],
@@ -187,6 +193,25 @@ def _labelled_images(model, source, split, data_dir, on_error):
     return images, classes[labels], f"{source}, {split}" if split else str(source)
 
 
+def _check_mirror(model, dataset=None):
+    """Refuse to mirror images that are of other classes then, where that is known."""
+    for name in (dataset, _dataset_of_run(pathlib.Path(model).expanduser())):
+        if name in data.DATASETS and not data.describe(name).flip:
+            raise ValueError(
+                f"`--mirror` is not for {name}, whose mirrored images are of other "
+                "classes: leave it out."
+            )
+
+
+def _dataset_of_run(path):
+    """Return the dataset of the run beside a model's file, or `None`."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+        return config["arguments"]["dataset"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _order_of_classes(model, source, count, names):
     """Return the model's class for each class of a dataset, after a check."""
     classes, known = number_of_classes(model), class_names(model)
@@ -211,7 +236,15 @@ def _class_names(model):
     return list(class_names(model) or map(str, range(number_of_classes(model))))
 
 
-def predict(model, images=(), preset=None, top=5, csv_file=None, class_names=None):
+def predict(
+    model,
+    images=(),
+    preset=None,
+    top=5,
+    csv_file=None,
+    class_names=None,
+    mirror=False,
+):
     """Print the likeliest classes of image files, and write them into a table."""
     if preset is not None:
         model, images = preset, [model, *images]
@@ -219,7 +252,9 @@ def predict(model, images=(), preset=None, top=5, csv_file=None, class_names=Non
         raise ValueError("There are no images: give their files behind the model's.")
     if csv_file:
         _check_output("--csv", csv_file)
-    results = deploy.predict(model, images, top, class_names=class_names)
+    if mirror:
+        _check_mirror(model)
+    results = deploy.predict(model, images, top, class_names=class_names, mirror=mirror)
     for path, classes in zip(images, results, strict=True):
         print(shown(path))
         for name, probability in classes:

@@ -233,6 +233,7 @@ def test_a_recipe_from_a_file(tmp_path, monkeypatch):
         ("evaluate MODEL cifar10", r"`MODEL` must take the images of cifar10, \(32"),
         ("evaluate MODEL digits --split val", "argument --split: invalid choice"),
         ("evaluate MODEL digits --batch-size 0", "`--batch-size` must be a positive"),
+        ("evaluate MODEL digits --mirror", "`--mirror` is not for digits, whose mirr"),
         ("evaluate MODEL digits --json no/a", "`--json` must be a file in a folder"),
         ("evaluate MODEL digits --confusion a", "`--confusion` must end with one of"),
         ("predict MODEL none.png", "There is no none.png"),
@@ -437,6 +438,27 @@ def with_softmax(model, path):
     flipped = keras.ops.flip(model.outputs[0], axis=1)
     keras.Model(model.inputs, keras.layers.Softmax()(flipped)).save(path)
     return path
+
+
+def test_mirrored_images_are_evaluated_and_predicted(
+    call, digits_model, digit_folder, tmp_path
+):
+    """Of a folder, of which nobody knows; and not where the run's dataset is known."""
+    model = keras.models.load_model(digits_model, compile=False)
+    images, labels = (part[:100] for part in data.digits("test"))
+    scores, _ = training.evaluate(model, images, 9 - labels, mirror=True)
+    results = tmp_path / "a.json"
+    call("evaluate", digits_model, digit_folder, "--mirror", "--json", results)
+    results = json.loads(results.read_text())
+    assert results["loss"] == pytest.approx(scores["test_loss"]) and results["mirror"]
+    image = sorted(digit_folder.rglob("*.png"))[0]
+    outs = {call("predict", digits_model, image, *x) for x in ((), ("--mirror",))}
+    assert len(outs) == 2
+    model.save(tmp_path / "best.keras")
+    config = {"arguments": {"dataset": "digits"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = call("predict", tmp_path / "best.keras", image, "--mirror", expect=2)
+    assert "`--mirror` is not for digits" in line
 
 
 def test_evaluate_a_share_of_a_folder(call, digits_model, digit_folder, tmp_path):

@@ -317,6 +317,49 @@ def gives_probabilities(model):
     return _ending(model.outputs[0]) != "linear"
 
 
+def probabilities(model, images, batch_size=128, mirror=False, task=None):
+    """Return the probabilities that a classifier gives to images.
+
+    Args:
+        model: A classifier, of logits or of probabilities.
+        images: Array `(n, height, width, channels)`.
+        batch_size: Images per step.
+        mirror: Whether to give the mean of the probabilities of an image and of its
+            mirror image. It is that of probabilities, not of logits.
+        task: See `task_of`, which knows it where it is left out.
+
+    Returns:
+        float64 array `(n, columns)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCAViT
+    >>> from keras_lkca.models.classifiers import probabilities
+    >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
+    >>> probabilities(model, np.ones((2, 8, 8, 1)), mirror=True).sum(1).round(6)
+    array([1., 1.])
+    """
+    outputs = model.predict(images, batch_size=batch_size, verbose=0)
+    outputs = np.asarray(outputs, "float64")
+    if not gives_probabilities(model):
+        outputs = from_logits(outputs, task or task_of(model))
+    if mirror:
+        # torch takes no array that is read backwards.
+        mirrored = np.ascontiguousarray(np.asarray(images)[:, :, ::-1])
+        others = probabilities(model, mirrored, batch_size, task=task)
+        outputs = (outputs + others) / 2
+    return outputs
+
+
+def from_logits(logits, task):
+    """Return the probabilities of logits `(n, columns)`, see `task_of`."""
+    if task != "categorical":
+        return (1 + np.tanh(logits / 2)) / 2  # the sigmoid, without overflow
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
 # What neither makes probabilities of logits nor undoes them.
 _NEUTRAL = (
     *(keras.layers.Dropout, keras.layers.Identity, keras.layers.Flatten),

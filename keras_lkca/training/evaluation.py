@@ -9,13 +9,15 @@ from keras_lkca.files import shown
 from keras_lkca.models.classifiers import (
     as_images,
     check_shapes,
+    from_logits,
     gives_probabilities,
+    probabilities,
     task_of,
     warn_if_scaled,
 )
 
 
-def evaluate(model, images, labels, batch_size: int = 128):
+def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False):
     """Classify images and compare with their labels.
 
     Args:
@@ -25,6 +27,10 @@ def evaluate(model, images, labels, batch_size: int = 128):
             to 1, of which the largest is the true class; for one column `(n,)` or
             `(n, 1)` of 0 and 1; for several labels an image `(n, classes)` of 0 and 1.
         batch_size: Images per step.
+        mirror: Whether to take the mean of the probabilities, not of the logits, of an
+            image and of its mirror image. Not for images such as digits, which
+            mirrored are of no class or another: see `flip` of
+            `keras_lkca.data.Dataset`.
 
     Returns:
         A dictionary of `test_loss` (the cross-entropy, without label smoothing),
@@ -50,7 +56,8 @@ def evaluate(model, images, labels, batch_size: int = 128):
     check_positive_int("batch_size", batch_size)
     images = as_images(model, images)
     warn_if_scaled(model, images)
-    return measure(model, images, labels, batch_size, task_with(model, labels))
+    task = task_with(model, labels)
+    return measure(model, images, labels, batch_size, task, mirror)
 
 
 def task_with(model, labels):
@@ -75,15 +82,24 @@ def task_with(model, labels):
     return "multilabel" if several and np.isin(labels, (0, 1)).all() else task
 
 
-def measure(model, images, labels, batch_size, task):
+def measure(model, images, labels, batch_size, task, mirror=False):
     """Do what `evaluate` does for a task that is known."""
-    outputs = model.predict(images, batch_size=batch_size, verbose=0)
-    outputs = np.asarray(outputs, "float64")
+    logits = not (mirror or gives_probabilities(model))
+    if logits:
+        outputs = model.predict(images, batch_size=batch_size, verbose=0)
+        outputs = np.asarray(outputs, "float64")
+    else:
+        outputs = probabilities(model, images, batch_size, mirror, task)
+    return compare(outputs, labels, task, logits)
+
+
+def compare(outputs, labels, task, logits):
+    """Do what `evaluate` does for outputs `(n, columns)`, logits or probabilities."""
     labels = true_shares(labels, *outputs.shape, task)
     if task == "categorical":
-        return _one_of_many(outputs, labels, gives_probabilities(model))
-    if not gives_probabilities(model):
-        outputs = 1 / (1 + np.exp(-np.clip(outputs, -60, 60)))
+        return _one_of_many(outputs, labels, not logits)
+    if logits:
+        outputs = from_logits(outputs, task)
     yes, no = (np.log(np.maximum(x, 1e-30)) for x in (outputs, 1 - outputs))
     predicted, true = outputs > 0.5, labels > 0.5
     scores = {
