@@ -125,6 +125,7 @@ def evaluate(
         "accuracy": scores["test_accuracy"],
         "top5_accuracy": scores.get("test_top5_accuracy"),
         "loss": scores["test_loss"],
+        "ece": scores["test_ece"],
         "per_class_accuracy": evaluation.per_class(confusion, names),
         "class_names": names,
         "confusion": confusion.tolist(),
@@ -148,6 +149,7 @@ def _print_results(results):
     if results["top5_accuracy"] is not None:
         print(f"top-5 accuracy {results['top5_accuracy']:8.2%}")
     print(f"loss           {results['loss']:8.4f}")
+    print(f"ECE            {results['ece']:8.4f}")
     names = [shown(name) for name in results["class_names"]]
     width = max(len("class"), *map(len, names))
     print(f"\n{'class':{width}}  images  accuracy")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_lkca.checks import check_finite
-from keras_lkca.internals import calls, producer
+from keras_lkca.internals import calls, is_quantized, producer
 
 
 def check_classifier(model):
@@ -360,11 +360,54 @@ def from_logits(logits, task):
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
+def linear_head(model):
+    """Return the Dense layer whose outputs are a classifier's logits.
+
+    A softmax or a sigmoid may follow it, and what changes no values.
+
+    Raises:
+        ValueError: If it does not end so, or the layer has other outputs too.
+    """
+    graph, tensor, ends = model, model.outputs[0], True
+    while True:
+        call, last, index = _last(tensor)
+        if isinstance(last, keras.Model) and _is_graph(last):
+            graph, tensor = last, last.outputs[index]
+            continue
+        activation = getattr(getattr(last, "activation", None), "__name__", "linear")
+        probable = activation in ("softmax", "sigmoid") or (
+            type(last).__name__ in ("Softmax", "Sigmoid")
+        )
+        if (probable and not ends) or (not probable and activation != "linear"):
+            break
+        if isinstance(last, keras.layers.Dense):
+            uses = [one for one in calls(graph) if one.operation is call.operation]
+            if is_quantized(last) or last.lora_enabled or len(uses) > 1:
+                break
+            return last
+        passes = isinstance(last, (*_NEUTRAL, keras.layers.Activation))
+        if not (passes or probable or type(last).__name__ == "Cast"):
+            break
+        if len(call.input_tensors) != 1:
+            break
+        # No softmax of a softmax, and none whose probabilities are averaged.
+        ends = ends and not (probable or isinstance(last, _AVERAGES))
+        (tensor,) = call.input_tensors
+    raise ValueError(
+        "`model` must end with one Dense layer, called once, neither quantized nor "
+        "with adapters, and a softmax or a sigmoid at most behind it: then its weights "
+        f"can be scaled. Received: a model that ends with {type(last).__name__}"
+    )
+
+
 # What neither makes probabilities of logits nor undoes them.
+_AVERAGES = (
+    *(keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D),
+    keras.layers.Average,
+)
 _NEUTRAL = (
     *(keras.layers.Dropout, keras.layers.Identity, keras.layers.Flatten),
-    *(keras.layers.Reshape, keras.layers.GlobalAveragePooling1D),
-    *(keras.layers.GlobalAveragePooling2D, keras.layers.Average),
+    *(keras.layers.Reshape, *_AVERAGES),
 )
 # What leaves each class in its column: layers, and Keras's operations by name.
 _KEEPS_COLUMNS = (

@@ -411,6 +411,19 @@ def read_model(model) -> keras.Model:
         ) from error
 
 
+def copy_of(model):
+    """Return a copy of a functional or Sequential model, its weights too, uncompiled.
+
+    Keras's `clone_model` makes a plain functional model of one with names.
+    """
+    if isinstance(model, ImageModel):
+        again = type(model).from_config(model.get_config())
+    else:
+        again = keras.models.clone_model(model)
+    again.set_weights(model.get_weights())
+    return again
+
+
 def given_name(model):
     """Return the name that a model was given, or its class where Keras gave one."""
     given = re.sub(r"_\d+$", "", model.name).replace("_", "")

@@ -4,5 +4,13 @@ from keras_lkca.training.evaluation import evaluate
 from keras_lkca.training.fitting import fit
 from keras_lkca.training.recipe import Recipe
 from keras_lkca.training.run import train
+from keras_lkca.training.temperature import fit_temperature, with_temperature
 
-__all__ = ["Recipe", "evaluate", "fit", "train"]
+__all__ = [
+    "Recipe",
+    "evaluate",
+    "fit",
+    "fit_temperature",
+    "train",
+    "with_temperature",
+]

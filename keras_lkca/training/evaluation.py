@@ -34,11 +34,15 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
 
     Returns:
         A dictionary of `test_loss` (the cross-entropy, without label smoothing),
-        `test_accuracy` and, above five classes, `test_top5_accuracy`; and the
-        confusion matrix `(classes, classes)`, true classes down, predicted ones
-        across. For several labels an image the accuracy is the share of all answers
-        that are right, `test_auc` the mean area under the labels' ROC curves, and
-        there is a matrix `(classes, 2, 2)` of no and yes for each label.
+        `test_accuracy`, `test_ece` and, above five classes, `test_top5_accuracy`; and
+        the confusion matrix `(classes, classes)`, true classes down, predicted ones
+        across. `test_ece` is the expected calibration error in 15 bins: how far the
+        model's confidence, the probability of the predicted class, lies from the share
+        of right predictions, from 0, the best, to 1. For several labels an image the
+        accuracy is the share of all answers that are right, `test_auc` the mean area
+        under the labels' ROC curves, and
+        there is a matrix `(classes, 2, 2)` of no and yes for each label, and no
+        `test_ece`.
 
     Raises:
         ValueError: If the images or the labels are not as above.
@@ -50,7 +54,7 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
     >>> model = LKCAViT((8, 8, 1), patch_size=1, embed_dim=8, depth=1)
     >>> scores, confusion = evaluate(model, *data.digits("test"))
     >>> sorted(scores), int(confusion.sum())
-    (['test_accuracy', 'test_loss', 'test_top5_accuracy'], 397)
+    (['test_accuracy', 'test_ece', 'test_loss', 'test_top5_accuracy'], 397)
     """
     check_shapes(model)
     check_positive_int("batch_size", batch_size)
@@ -110,6 +114,10 @@ def compare(outputs, labels, task, logits):
     columns = np.broadcast_to(np.arange(labels.shape[1]), labels.shape)
     np.add.at(confusion, (columns, true.astype(int), predicted.astype(int)), 1)
     if task == "binary":
+        right = (predicted == true)[:, 0]
+        scores["test_ece"] = calibration_error(
+            np.maximum(outputs, 1 - outputs)[:, 0], right
+        )
         return scores, confusion[0]
     auc = keras.metrics.AUC(multi_label=True, num_labels=labels.shape[1])
     auc.update_state(true, outputs)
@@ -156,6 +164,8 @@ def _one_of_many(logits, shares, probabilities):
         "test_loss": float(losses.mean()),
         "test_accuracy": float((predicted == labels).mean()),
     }
+    confidence = from_logits(logits, "categorical").max(1)
+    scores["test_ece"] = calibration_error(confidence, predicted == labels)
     if classes > 5:
         # The rank of the true class; of equal logits the others go first.
         others = (logits >= own[:, None]).sum(1) - 1
@@ -163,6 +173,29 @@ def _one_of_many(logits, shares, probabilities):
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (labels, predicted), 1)
     return scores, confusion
+
+
+def calibration_error(confidence, right, bins=15):
+    """Return the expected calibration error, see `evaluate`.
+
+    Args:
+        confidence: Array `(n,)` in [0, 1].
+        right: Array `(n,)`, whether each prediction is right.
+        bins: Positive integer, bins of equal width.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.training.evaluation import calibration_error
+    >>> calibration_error(np.full(4, 0.9), np.array([1, 0, 1, 1])).__round__(6)
+    0.15
+
+    References:
+        Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+    """
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, confidence - right, bins)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def per_class(confusion, names):

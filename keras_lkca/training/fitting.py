@@ -36,7 +36,7 @@ from keras_lkca.models.classifiers import (
     warn_if_scaled,
 )
 from keras_lkca.models.image_model import as_names, given_name
-from keras_lkca.training import callbacks, evaluation
+from keras_lkca.training import callbacks, evaluation, temperature
 from keras_lkca.training.freezing import check_head, frozen_epochs, head_alone
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
@@ -376,7 +376,8 @@ def fit(
     if early:
         print(f"stopped early: no better epoch since {callbacks.best_epoch(rows)}")
     config = {**config, "stopped_early": early}
-    return _finish(model, config, folder, rows, test, on_test, names, task, frozen)
+    splits = validation, test, on_test
+    return _finish(model, config, folder, rows, splits, names, task, frozen)
 
 
 def check_arguments(arguments):
@@ -620,11 +621,12 @@ def _names(model, facts, classes):
     return names
 
 
-def _finish(model, config, folder, rows, test, on_test, names, task, frozen):
+def _finish(model, config, folder, rows, splits, names, task, frozen):
     """Read the test images, for the best and the last epoch, whose weights stay."""
+    validation, test, on_test = splits
     arguments, best = config["arguments"], callbacks.best_epoch(rows)
     batch_size = arguments["recipe"]["batch_size"]
-    results, scores = {"last": {}, "best": {}}, {}
+    results, scores, found = {"last": {}, "best": {}}, {}, {}
     for name, epoch in (("best", best), ("last", len(rows))):
         results[name]["epoch"] = epoch
         # Into the model in hand: its own layers may be registered nowhere.
@@ -639,6 +641,11 @@ def _finish(model, config, folder, rows, test, on_test, names, task, frozen):
                 tested = task or evaluation.task_with(model, test[1])
                 scores[epoch] = evaluation.measure(model, *test, batch_size, tested)
             results[name] |= scores[epoch][0]
+        if validation is not None and not on_test and task:
+            if epoch not in found:
+                options = validation, test, batch_size, task
+                found[epoch] = temperature.report(model, *options)
+            results[name] |= found[epoch]
         if not on_test and "val_accuracy" in rows[0]:
             results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
     chosen = "validation images" if "val_loss" in rows[0] else "nothing: the last one"
