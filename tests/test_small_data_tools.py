@@ -9,6 +9,7 @@ from keras_lkca.training import (
     Recipe,
     evaluate,
     evaluation,
+    find_learning_rate,
     fit,
     fit_temperature,
     with_temperature,
@@ -179,3 +180,49 @@ def test_a_run_tells_its_temperature(tmp_path):
             assert metrics[name + end] == pytest.approx(scores[name], abs=1e-4)
     flattered = fit(tiny(), data.digits(), test, test, recipe, tmp_path / "b")
     assert "temperature" not in flattered["last"]
+
+
+# Learning rate
+
+
+def test_a_learning_rate_is_found_on_a_copy(tmp_path):
+    model = tiny()
+    model.compile("sgd", "mse")
+    before, optimizer = model.get_weights(), model.optimizer
+    picture = tmp_path / "rates.png"
+    found = find_learning_rate(
+        model, data.digits(), quick(mix_probability=0.5), steps=60, output=picture
+    )
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert model.optimizer is optimizer
+    rates, smoothed = np.array(found["rates"]), np.array(found["smoothed"])
+    assert rates[0] == pytest.approx(1e-5) and len(rates) == len(found["losses"])
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e5 ** (1 / 59))
+    best = smoothed.argmin()
+    assert found["learning_rate"] == pytest.approx(rates[best] / 10)
+    assert 1e-4 < found["learning_rate"] < 0.1 and smoothed[best] < smoothed[0]
+    assert picture.stat().st_size > 5000
+    # The average by its definition, weights that add up to one.
+    losses, weights = found["losses"][:5], 0.9 ** np.arange(4, -1, -1)
+    assert smoothed[4] == pytest.approx(losses @ weights / weights.sum())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lowest": 0}, "`lowest` must be above 0 and below"),
+        ({"lowest": 1, "highest": 0.1}, "`lowest` must be above 0 and below"),
+        ({"steps": 5}, "`steps` must be an integer, 10 or above"),
+        ({"output": "no/rates.png"}, "`output` must be a .png"),
+        ({"output": "rates.gif"}, "`output` must be a .png"),
+        ({"train": [data.digits()]}, "`train` must be a pair.*a list"),
+        ({"lowest": 100, "highest": 1000, "steps": 10}, "the loss falls between"),
+    ],
+)
+def test_where_no_learning_rate_can_be_found(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"train": data.digits(), "recipe": quick(), **arguments}
+    with pytest.raises(ValueError, match=message):
+        find_learning_rate(tiny(), **options)
+    assert not list(tmp_path.iterdir())
