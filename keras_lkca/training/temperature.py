@@ -37,8 +37,9 @@ def fit_temperature(model, images, labels, batch_size: int = 128) -> float:
     >>> from keras_lkca import LKCAViT
     >>> from keras_lkca.training import fit_temperature
     >>> model = LKCAViT((8, 8, 1), num_classes=2, patch_size=4, embed_dim=8, depth=1)
-    >>> model.get_layer("classifier").kernel.assign(np.zeros((8, 2)))
-    >>> model.get_layer("classifier").bias.assign([4 * np.log(3), 0])
+    >>> model.get_layer("classifier").set_weights(
+    ...     [np.zeros((8, 2)), np.array([4 * np.log(3), 0])]
+    ... )
     >>> images = np.zeros((4, 8, 8, 1))  # of which three quarters are of class 0
     >>> round(fit_temperature(model, images, [0, 0, 0, 1]), 3)
     4.0
@@ -128,7 +129,8 @@ def with_temperature(model, temperature: float):
     >>> model = LKCAViT((8, 8, 1), patch_size=4, embed_dim=8, depth=1)
     >>> images = np.ones((2, 8, 8, 1))
     >>> cooled = with_temperature(model, 2.0)
-    >>> bool(np.allclose(cooled.predict(images, verbose=0) * 2, model(images)))
+    >>> halved, logits = (x.predict(images, verbose=0) for x in (cooled, model))
+    >>> np.allclose(2 * halved, logits, atol=1e-6)
     True
     """
     temperature = check_number("temperature", temperature)
