@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_lkca import data
 from keras_lkca.checks import check_number, check_positive_int
+from keras_lkca.data.batches import check_numbers
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
 from keras_lkca.models.classifiers import check_shapes, warn_if_scaled
@@ -43,11 +44,11 @@ def find_learning_rate(
             and how it was compiled is passed over.
         train: Pair of arrays, images in [0, 255] `(n, height, width, channels)` and
             labels, as for `fit`.
-        recipe: The recipe whose rate is sought. Defaults to `Recipe.paper()`.
+        recipe: The recipe whose rate is sought. Defaults to `Recipe.long()`.
         lowest: Positive number, the rate of the first step.
         highest: Number above it, the rate of the last.
         steps: Integer, 10 or above, of the sweep.
-        facts: `keras_lkca.data.Dataset` of the images, whether they may be mirrored.
+        facts: `keras_lkca.data.Dataset` of the images, as for `fit`.
         seed: Non-negative integer, seed of the order and the augmentation. Keras's
             generators are seeded by it too, and stay so.
         output: File to draw the curve into, such as `"rates.png"`, for which
@@ -76,7 +77,7 @@ def find_learning_rate(
         Smith, "Cyclical Learning Rates for Training Neural Networks",
         arXiv 1506.01186, section 3.3, the range test.
     """
-    recipe = Recipe.paper() if recipe is None else recipe
+    recipe = Recipe.long() if recipe is None else recipe
     lowest, highest = check_number("lowest", lowest), check_number("highest", highest)
     if not 0 < lowest < highest:
         raise ValueError(
@@ -92,13 +93,19 @@ def find_learning_rate(
             f"Received: a {type(train).__name__}"
         )
     images, labels = map(np.asarray, train)
-    mean = images[:1000].mean((0, 1, 2)) / 255 if images.ndim == 4 else 0.0
+    check_numbers(images)
+    mean, std = (f(images[:1000], (0, 1, 2)) / 255 for f in (np.mean, np.std))
+    augmentation = recipe.augmentation(mean=mean, std=std)
+    if facts:
+        augmentation = recipe.augmentation(
+            facts.flip, facts.mean, facts.std, facts.policy
+        )
     batches = data.training_batches(
         images,
         labels,
         recipe.batch_size,
         columns,
-        recipe.augmentation(facts.flip if facts else True, mean),
+        augmentation,
         seed,
     )
     warn_if_scaled(model, images, "train[0]")
