@@ -24,6 +24,7 @@ def test_a_former_recipe_is_what_it_was():
     values = json.loads(path.read_text())["arguments"]["recipe"]
     recipe = Recipe.from_dict(values)
     later = {"epsilon": 1e-7, "policy": "rand", "as_published": False, "repeats": 1}
+    later |= {"layer_decay": 1.0, "patience": None}
     assert recipe.to_dict() == {**values, **later}
 
 

@@ -56,10 +56,12 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
     >>> sorted(scores), int(confusion.sum())
     (['test_accuracy', 'test_ece', 'test_loss', 'test_top5_accuracy'], 397)
     """
-    check_shapes(model)
     check_positive_int("batch_size", batch_size)
-    images = as_images(model, images)
-    warn_if_scaled(model, images)
+    # A classifier of vectors has nothing that images must be.
+    if len(getattr(model, "input_shape", None) or ()) != 2:
+        check_shapes(model)
+        images = as_images(model, images)
+        warn_if_scaled(model, images)
     task = task_with(model, labels)
     return measure(model, images, labels, batch_size, task, mirror)
 
