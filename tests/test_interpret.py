@@ -679,7 +679,7 @@ def test_images_of_another_size(image, images):
 def test_other_bad_input(image, images):
     with pytest.raises(ValueError, match="`class_index` must be a class, 0 to 9"):
         interpret.saliency(small(), image, 10)
-    with pytest.raises(ValueError, match="or a name of class_names.*'cow'"):
+    with pytest.raises(ValueError, match="or one of class_names.*'cow'"):
         interpret.saliency(
             small(num_classes=2, class_names=["ant", "bee"]), image, "cow"
         )

@@ -230,7 +230,7 @@ def _class_index(model, value, classes):
     if not fits or not 0 <= value < classes:
         raise ValueError(
             f"`class_index` must be a class, 0 to {classes - 1}"
-            f"{', or a name of one of class_names' if names else ''}. "
+            f"{', or one of class_names' if names else ''}. "
             f"Received: class_index={value!r}"
         )
     return int(value)
