@@ -18,8 +18,9 @@ from keras_lkca.models.image_model import quantize_as
 
 # What an LKCA layer is folded into, by the ends of the names.
 _PARTS = ("value", "mixing", "gate", "gated", "projection")
-# What does nothing in inference.
+# Of no class of the user's own, which may do otherwise.
 BATCH_NORMS = (keras.layers.BatchNormalization, BatchNormalization)
+# What does nothing in inference.
 TRAINING_ONLY = (
     *(keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianDropout),
     *(keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D),

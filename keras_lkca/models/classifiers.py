@@ -340,8 +340,7 @@ def probabilities(model, images, batch_size=128, mirror=False, task=None):
     >>> probabilities(model, np.ones((2, 8, 8, 1)), mirror=True).sum(1).round(6)
     array([1., 1.])
     """
-    outputs = model.predict(images, batch_size=batch_size, verbose=0)
-    outputs = np.asarray(outputs, "float64")
+    outputs = outputs_of(model, images, batch_size)
     if not gives_probabilities(model):
         outputs = from_logits(outputs, task or task_of(model))
     if mirror:
@@ -350,6 +349,12 @@ def probabilities(model, images, batch_size=128, mirror=False, task=None):
         others = probabilities(model, mirrored, batch_size, task=task)
         outputs = (outputs + others) / 2
     return outputs
+
+
+def outputs_of(model, images, batch_size):
+    """Return what a model makes of images, float64 `(n, columns)`."""
+    outputs = model.predict(images, batch_size=batch_size, verbose=0)
+    return np.asarray(outputs, "float64")
 
 
 def from_logits(logits, task):

@@ -239,11 +239,21 @@ class SeedSteps(keras.callbacks.Callback):
         keras.utils.set_random_seed(int(batch_seed(self.seed, self._first + batch)[1]))
 
 
+def unscaled(optimizer):
+    """Return the optimizer within one that scales the loss, or itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def parts(optimizer):
+    """Return the optimizers that a model's is made of: one, or one for each rate."""
+    optimizer = unscaled(optimizer)
+    return getattr(optimizer, "optimizers", [optimizer])
+
+
 def highest_rate(optimizer):
     """Return the learning rate, the highest where layers have their own."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    parts = [x for x in getattr(optimizer, "optimizers", [optimizer]) if x.built]
-    return max(float(keras.ops.convert_to_numpy(x.learning_rate)) for x in parts)
+    rates = [x.learning_rate for x in parts(optimizer) if x.built]
+    return max(float(keras.ops.convert_to_numpy(rate)) for rate in rates)
 
 
 def seeds(model):

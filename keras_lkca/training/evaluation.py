@@ -11,6 +11,7 @@ from keras_lkca.models.classifiers import (
     check_shapes,
     from_logits,
     gives_probabilities,
+    outputs_of,
     probabilities,
     task_of,
     warn_if_scaled,
@@ -40,9 +41,8 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
         model's confidence, the probability of the predicted class, lies from the share
         of right predictions, from 0, the best, to 1. For several labels an image the
         accuracy is the share of all answers that are right, `test_auc` the mean area
-        under the labels' ROC curves, and
-        there is a matrix `(classes, 2, 2)` of no and yes for each label, and no
-        `test_ece`.
+        under the labels' ROC curves, there is a matrix `(classes, 2, 2)` of no and yes
+        for each label, and no `test_ece`.
 
     Raises:
         ValueError: If the images or the labels are not as above.
@@ -63,7 +63,11 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
         images = as_images(model, images)
         warn_if_scaled(model, images)
     task = task_with(model, labels)
-    return measure(model, images, labels, batch_size, task, mirror)
+    if mirror:
+        outputs = probabilities(model, images, batch_size, mirror, task)
+        return compare(outputs, labels, task, logits=False)
+    outputs = outputs_of(model, images, batch_size)
+    return compare(outputs, labels, task, logits=not gives_probabilities(model))
 
 
 def task_with(model, labels):
@@ -86,17 +90,6 @@ def task_with(model, labels):
         return task
     several = labels.shape[1] > 1 and (labels.sum(1) != 1).any()
     return "multilabel" if several and np.isin(labels, (0, 1)).all() else task
-
-
-def measure(model, images, labels, batch_size, task, mirror=False):
-    """Do what `evaluate` does for a task that is known."""
-    logits = not (mirror or gives_probabilities(model))
-    if logits:
-        outputs = model.predict(images, batch_size=batch_size, verbose=0)
-        outputs = np.asarray(outputs, "float64")
-    else:
-        outputs = probabilities(model, images, batch_size, mirror, task)
-    return compare(outputs, labels, task, logits)
 
 
 def compare(outputs, labels, task, logits):

@@ -32,6 +32,8 @@ from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
     check_shapes,
     class_names,
+    gives_probabilities,
+    outputs_of,
     task_of,
     warn_if_scaled,
 )
@@ -527,14 +529,9 @@ def _steps(train, recipe, steps):
     return steps or max(recipe.passes_per_epoch * count // recipe.batch_size, 1)
 
 
-def _optimizer(model):
-    optimizer = getattr(model, "optimizer", None)
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
 def _compiled_here(model):
     """Whether a model is not compiled, or was by this function."""
-    optimizer = _optimizer(model)
+    optimizer = callbacks.unscaled(getattr(model, "optimizer", None))
     return optimizer is None or optimizer.name == OPTIMIZER
 
 
@@ -548,7 +545,7 @@ def _compile(model, recipe, total_steps, jit_compile, task, first_step):
         "the model keeps the optimizer, loss and metrics that it was compiled with; "
         "the recipe gives epochs, batches and augmentation"
     )
-    if not _optimizer(model).use_ema:
+    if not callbacks.unscaled(model.optimizer).use_ema:
         return []
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
@@ -559,18 +556,8 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     loss = model.loss
     loss = loss if isinstance(loss, str) else getattr(loss, "name", None) or str(loss)
     one_hot = "sparse" not in loss.lower()
-    channels = model.input_shape[-1]
-    if facts:
-        augmentation = recipe.augmentation(
-            facts.flip, facts.mean, facts.std, facts.policy
-        )
-    else:
-        mean, std = (0.5,) * channels, 0.0
-        if _is_pair(train):
-            mean = train[0][:1000].mean((0, 1, 2)) / 255
-            std = train[0][:1000].std((0, 1, 2)) / 255
-        augmentation = recipe.augmentation(mean=mean, std=std)
-
+    images = train[0] if _is_pair(train) else None
+    augmentation = augmentation_of(recipe, facts, images, model.input_shape[-1])
     check_mixing(augmentation, one_hot)
     class_weight = arguments["class_weight"]
     if _is_pair(train):
@@ -607,6 +594,25 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     return batches, labels_of
 
 
+def augmentation_of(recipe, facts, images, channels):
+    """Return what is done to images, by what is known of them.
+
+    Args:
+        recipe: The recipe.
+        facts: `keras_lkca.data.Dataset` of the images, or `None`.
+        images: Array of them, of which the first tell the mean and the standard
+            deviation where there are no facts; `None` where they come in batches.
+        channels: Integer, how many each image has.
+    """
+    if facts:
+        return recipe.augmentation(facts.flip, facts.mean, facts.std, facts.policy)
+    mean, std = (0.5,) * channels, 0.0
+    if images is not None:
+        some = images[:1000]
+        mean, std = (of(some, (0, 1, 2)) / 255 for of in (np.mean, np.std))
+    return recipe.augmentation(mean=mean, std=std)
+
+
 def _names(model, facts, classes):
     """Return the classes' names: the model's, else the dataset's, else numbers."""
     count = max(classes, 2)
@@ -626,7 +632,7 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
     validation, test, on_test = splits
     arguments, best = config["arguments"], callbacks.best_epoch(rows)
     batch_size = arguments["recipe"]["batch_size"]
-    results, scores, found = {"last": {}, "best": {}}, {}, {}
+    results, scores = {"last": {}, "best": {}}, {}
     for name, epoch in (("best", best), ("last", len(rows))):
         results[name]["epoch"] = epoch
         # Into the model in hand: its own layers may be registered nowhere.
@@ -636,16 +642,19 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
             callbacks.keep(model, folder / f"{name}.keras", epoch)
-        if test is not None:
-            if epoch not in scores:
+        if epoch not in scores:
+            figures, confusion, known = {}, None, None
+            if test is not None:
                 tested = task or evaluation.task_with(model, test[1])
-                scores[epoch] = evaluation.measure(model, *test, batch_size, tested)
-            results[name] |= scores[epoch][0]
-        if validation is not None and not on_test and task:
-            if epoch not in found:
-                options = validation, test, batch_size, task
-                found[epoch] = temperature.report(model, *options)
-            results[name] |= found[epoch]
+                logits = not gives_probabilities(model)
+                outputs = outputs_of(model, test[0], batch_size)
+                known = outputs, test[1]
+                figures, confusion = evaluation.compare(*known, tested, logits)
+            if validation is not None and not on_test and task:
+                options = validation, known, batch_size, task
+                figures = figures | temperature.report(model, *options)
+            scores[epoch] = figures, confusion
+        results[name] |= scores[epoch][0]
         if not on_test and "val_accuracy" in rows[0]:
             results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
     chosen = "validation images" if "val_loss" in rows[0] else "nothing: the last one"
@@ -671,9 +680,8 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
     if config["images"]["train"]:
         seen = len(rows) * config["steps_per_epoch"] * batch_size
         metrics["images_per_second"] = round(seen / seconds)
-    confusion = None
+    confusion = scores[best][1]
     if test is not None:
-        confusion = scores[best][1]
         metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
     _draw(config, folder, rows, best, on_test, names, confusion)
     write_json(folder / "metrics.json", metrics)

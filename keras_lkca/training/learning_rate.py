@@ -13,6 +13,7 @@ from keras_lkca.files import atomic
 from keras_lkca.models.classifiers import check_shapes, warn_if_scaled
 from keras_lkca.models.image_model import copy_of
 from keras_lkca.training.evaluation import task_with
+from keras_lkca.training.fitting import augmentation_of
 from keras_lkca.training.recipe import Recipe
 
 # How much of the average of the losses is kept at each step.
@@ -94,19 +95,9 @@ def find_learning_rate(
         )
     images, labels = map(np.asarray, train)
     check_numbers(images)
-    mean, std = (f(images[:1000], (0, 1, 2)) / 255 for f in (np.mean, np.std))
-    augmentation = recipe.augmentation(mean=mean, std=std)
-    if facts:
-        augmentation = recipe.augmentation(
-            facts.flip, facts.mean, facts.std, facts.policy
-        )
+    augmentation = augmentation_of(recipe, facts, images, images.shape[-1])
     batches = data.training_batches(
-        images,
-        labels,
-        recipe.batch_size,
-        columns,
-        augmentation,
-        seed,
+        *(images, labels, recipe.batch_size, columns, augmentation, seed)
     )
     warn_if_scaled(model, images, "train[0]")
     trial = copy_of(model)

@@ -179,8 +179,7 @@ def load_state(model, path):
     """Load weights, optimizer and average, from which the training goes on."""
     model.optimizer.build(model.trainable_variables)
     model.load_weights(path)
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if any(x.use_ema for x in getattr(optimizer, "optimizers", [optimizer])):
+    if any(part.use_ema for part in callbacks.parts(model.optimizer)):
         # The file holds the average as the model's weights, and the weights in its
         # place: what Keras's callback exchanges.
         exchange = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)

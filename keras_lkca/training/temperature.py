@@ -51,7 +51,8 @@ def fit_temperature(model, images, labels, batch_size: int = 128) -> float:
     images = classifiers.as_images(model, images)
     classifiers.warn_if_scaled(model, images)
     task = evaluation.task_with(model, labels)
-    logits = logits_of(model, images, batch_size, task)
+    outputs = classifiers.outputs_of(model, images, batch_size)
+    logits = logits_of(model, outputs, task)
     temperature = best_temperature(logits, labels, task)
     if temperature is None:
         raise ValueError(
@@ -63,13 +64,11 @@ def fit_temperature(model, images, labels, batch_size: int = 128) -> float:
     return temperature
 
 
-def logits_of(model, images, batch_size, task):
-    """Return a classifier's logits, float64 `(n, columns)`, also where it hides them.
+def logits_of(model, outputs, task):
+    """Return the logits of a classifier's outputs, also where it hides them.
 
     Those of a softmax are its logarithms, which have the same softmax.
     """
-    outputs = model.predict(images, batch_size=batch_size, verbose=0)
-    outputs = np.asarray(outputs, "float64")
     if not classifiers.gives_probabilities(model):
         return outputs
     return to_logits(outputs, task)
@@ -143,13 +142,14 @@ def with_temperature(model, temperature: float):
     return again
 
 
-def report(model, validation, test, batch_size, task):
+def report(model, validation, tested, batch_size, task):
     """Return what the temperature found on validation images makes of a model.
 
     Args:
         model: The classifier.
         validation: Images and labels.
-        test: Likewise, or `None`.
+        tested: What it made of the test images, `(n, columns)`, and their labels; or
+            `None`.
         batch_size: Images per step.
         task: See `task_of`.
 
@@ -157,16 +157,18 @@ def report(model, validation, test, batch_size, task):
         Dictionary of `temperature`, `None` where there is none between 0.1 and 10;
         and, with it, the loss and the calibration error of the test images.
     """
-    logits = logits_of(model, validation[0], batch_size, task)
+    outputs = classifiers.outputs_of(model, validation[0], batch_size)
+    logits = logits_of(model, outputs, task)
     try:
         evaluation.true_shares(validation[1], *logits.shape, task)
     except ValueError:  # labels by which a run may validate, and nothing be compared
         return {}
     found = {"temperature": best_temperature(logits, validation[1], task)}
-    if test is None or found["temperature"] is None:
+    if tested is None or found["temperature"] is None:
         return found
-    logits = logits_of(model, test[0], batch_size, task) / found["temperature"]
-    scores, _ = evaluation.compare(logits, test[1], task, logits=True)
+    outputs, labels = tested
+    logits = logits_of(model, outputs, task) / found["temperature"]
+    scores, _ = evaluation.compare(logits, labels, task, logits=True)
     for name in ("test_loss", "test_ece"):
         if name in scores:
             found[f"{name}_at_temperature"] = scores[name]
