@@ -323,7 +323,7 @@ def test_lkca_bad_arguments(arguments, message):
     ("arguments", "shape", "message"),
     [
         ({}, (2, 4, 6), r"LKCA works on feature maps of rank 4.*\(2, 4, 6\)"),
-        ({"num_kernels": 3}, (2, 4, 4, 8), "`num_kernels` must divide `value_dim`"),
+        ({"num_kernels": 3}, (2, 4, 4, 8), "`num_kernels` must divide `channels`"),
         ({}, (None, None, 4, 8), "LKCA needs a static height"),
         ({}, (None, 4, None, 8), "LKCA needs a static width"),
         ({"kernel_size": 3}, (None, 4, 4, None), "LKCA needs a static channels"),
