@@ -45,6 +45,9 @@ PASSES_RATES = {
 }
 # Beside shifts and flips: CutMix in half of the batches, and RandAugment.
 LONGER = {"rand_augment": 1, "mix_probability": 0.5, "mixup_alpha": 0.0}
+CUTMIX = {"mix_probability": 0.5, "mixup_alpha": 0.0}
+NET = "lkca_net_08m"
+CARRIED_RATES = {"scratch": 2e-3, "carried": 2e-3}
 # What a user may choose, at a tenth of the images: "one" is the preset itself.
 KERNELS = {
     "one kernel": {"num_kernels": 1},
@@ -176,12 +179,57 @@ def design():
             )
 
 
+def carried():
+    """Yield trainings on photographs, of a new model and of one that has learned.
+
+    Each way has its own learning rate, chosen on validation images of seed 0.
+    """
+    for size, seeds in ((64, 3), (96, 3)):
+        for seed in range(seeds):
+            for way, rate in CARRIED_RATES.items():
+                start = {"start_from": f"{NET}_cifar100"}
+                yield (
+                    f"trashnet-{size}-{way}-seed{seed}",
+                    {
+                        **(start if way == "carried" else {"preset": NET}),
+                        "dataset": "trashnet",
+                        "image_size": size,
+                        "recipe": Recipe.quick(
+                            epochs=20, batch_size=64, learning_rate=rate, **CUTMIX
+                        ),
+                        "seed": seed,
+                    },
+                )
+
+
+def tools():
+    """Yield trainings on a fifth of CIFAR-100, with a teacher and without."""
+    for seed in range(3):
+        for way in ("alone", "taught"):
+            teacher = {"teacher": f"{NET}_cifar100"}
+            yield (
+                f"tools-{way}-seed{seed}",
+                {
+                    **(teacher if way == "taught" else {}),
+                    "dataset": "cifar100",
+                    "preset": "lkca_vit_05m",
+                    "fraction": 0.2,
+                    "recipe": Recipe.quick(epochs=20, learning_rate=3e-3),
+                    "seed": seed,
+                },
+            )
+
+
 def every_run():
     """Yield question, name and what `train` is to be told."""
-    for name, options in passes():
-        yield "passes", name, options
-    for name, options in design():
-        yield "design", name, options
+    for question, runs in {
+        "passes": passes,
+        "carried": carried,
+        "tools": tools,
+        "design": design,
+    }.items():
+        for name, options in runs():
+            yield question, name, options
     questions = {"scarcity": scarcity, "kernels": kernels, "rates": rates}
     for question, runs in questions.items():
         for name, options in runs():
@@ -203,6 +251,8 @@ def run(arguments):
         if arguments.only not in (None, name):
             continue
         print(f"== {name}", flush=True)
+        if options["dataset"] == "trashnet":  # a folder of images
+            options["dataset"] = pathlib.Path(arguments.data_dir) / "trashnet"
         train(
             output=folder,
             resume=(folder / "config.json").exists(),

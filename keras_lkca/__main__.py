@@ -246,6 +246,11 @@ written into --output:
         help="train the classifier alone: all along (backbone), or for N epochs",
     )
     add(
+        "--teacher",
+        metavar="MODEL",
+        help="learn its answers beside the labels: " + MODEL,
+    )
+    add(
         "--model-set",
         nargs="+",
         action="extend",

@@ -38,7 +38,7 @@ from keras_lkca.models.classifiers import (
     warn_if_scaled,
 )
 from keras_lkca.models.image_model import as_names, given_name
-from keras_lkca.training import callbacks, evaluation, temperature
+from keras_lkca.training import callbacks, distillation, evaluation, temperature
 from keras_lkca.training.freezing import check_head, frozen_epochs, head_alone
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
@@ -86,6 +86,7 @@ def fit(
     about: dict | None = None,
     extra_callbacks=(),
     freeze=LEFT_OUT,
+    teacher=None,
 ) -> dict:
     """Train a Keras classifier and keep everything that came of it.
 
@@ -157,6 +158,11 @@ def fit(
             flags are in the end as they were. `None` for neither. It needs a model
             that you did not compile. What is kept after the first epochs is loaded
             where `keras_lkca` is imported, or with `compile=False`.
+        teacher: A Keras classifier of the same images and classes, whose answers to
+            the augmented training images the model learns beside the labels, as
+            `distill_weight` and `distill_temperature` of the recipe say. It stays as it
+            is. `None` for none; to resume, give the same again. It needs a model that
+            you did not compile, and what is kept is loaded as with `freeze`.
 
     Returns:
         What `metrics.json` holds.
@@ -224,11 +230,11 @@ def fit(
     frozen = frozen_epochs(arguments["freeze"], recipe.epochs)
     if frozen:
         check_head(model)
-        if not _compiled_here(model):
+    for argument, needed in (("freeze", frozen), ("teacher", teacher is not None)):
+        if needed and not _compiled_here(model):
             raise ValueError(
-                "`freeze` needs a model that is not compiled, to be compiled with the "
-                "recipe's optimizer before and after it thaws. "
-                f"Received: freeze={arguments['freeze']!r}, a model with the optimizer "
+                f"`{argument}` needs a model that is not compiled, to be compiled with "
+                "the recipe's optimizer and loss. Received: a model with the optimizer "
                 f"{model.optimizer.name!r}"
             )
     pipeline = config["pipeline"] if config else arguments["pipeline"]
@@ -263,9 +269,12 @@ def fit(
 
     def compiled(first_epoch, recipe=recipe):
         total, jit = recipe.epochs * steps, arguments["jit_compile"]
-        return _compile(model, recipe, total, jit, task, first_epoch * steps)
+        step, taught = first_epoch * steps, teacher is not None
+        return _compile(model, recipe, total, jit, task, step, taught)
 
     averaging = compiled(frozen)
+    if teacher is not None:
+        distillation.check_teacher(teacher, model, names, task)
     batches, labels_of = _batches(
         train, model, recipe, facts, arguments, pipeline, steps, scaled
     )
@@ -281,6 +290,7 @@ def fit(
             "test": 0 if test is None else len(test[0]),
         },
         "dtype": model.dtype_policy.name,
+        "teacher": None if teacher is None else distillation.described(teacher),
     }
     slug = re.sub(r"[^\w.]+", "-", f"{name} {keras.config.backend()}")
     folder = pathlib.Path(output).expanduser() if resume else new_folder(output, slug)
@@ -324,8 +334,12 @@ def fit(
 
     def fit_to(epoch, averaging):
         """Train to the end of an epoch, and return whether it came so far."""
+        following = batches(len(rows))
+        if teacher is not None:
+            softened = recipe.distill_temperature
+            following = distillation.taught(following, teacher, task, softened)
         model.fit(
-            batches(len(rows)),
+            following,
             validation_data=validation,
             validation_batch_size=recipe.batch_size,
             steps_per_epoch=steps,
@@ -535,11 +549,11 @@ def _compiled_here(model):
     return optimizer is None or optimizer.name == OPTIMIZER
 
 
-def _compile(model, recipe, total_steps, jit_compile, task, first_step):
+def _compile(model, recipe, total_steps, jit_compile, task, first_step, taught):
     """Compile the model unless the user did, and return what averages its weights."""
     if _compiled_here(model):
         jit = "auto" if jit_compile is None else jit_compile
-        recipe.compile(model, total_steps, jit, task, first_step)
+        recipe.compile(model, total_steps, jit, task, first_step, taught)
         return recipe.callbacks()
     print(
         "the model keeps the optimizer, loss and metrics that it was compiled with; "
@@ -662,7 +676,14 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
     metrics = {
         **{
             key: arguments[key]
-            for key in ("dataset", "model", "preset", "start_from", "fraction")
+            for key in (
+                "dataset",
+                "model",
+                "preset",
+                "start_from",
+                "teacher",
+                "fraction",
+            )
             if arguments.get(key) is not None
         },
         **{key: config[key] for key in ("preset", "name") if key in config},

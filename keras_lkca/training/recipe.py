@@ -11,6 +11,7 @@ from keras_lkca.checks import check_number, check_positive_int, check_rate
 from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.batches import check_repeats
 from keras_lkca.models.classifiers import gives_probabilities, task_of
+from keras_lkca.training.distillation import Distillation, OfLabels
 
 # By which `fit` knows a model that it compiled before.
 OPTIMIZER = "adamw_of_recipe"
@@ -112,6 +113,11 @@ class Recipe:
             all epochs. It needs validation images. Epochs that train the classifier
             alone at first do not count. The schedule of the learning rate is that of
             all epochs, so give no more of them than are likely to be needed.
+        distill_weight: Share in the loss, in [0, 1], of the distance to a teacher's
+            answers, where `keras_lkca.training.fit` has a `teacher`; the rest is that
+            of the labels.
+        distill_temperature: Positive number by which the logits of both are divided
+            there: the higher, the more the teacher's unlikely classes count.
         augment: `keras_lkca.data.Augmentation`, what is done to the training images.
             A dataset whose mirrored images are of other classes is never mirrored.
             Its fields count as the recipe's in JSON, in `from_dict` and in the
@@ -129,7 +135,9 @@ class Recipe:
 
     References:
         Li et al., arXiv 2401.05738, experiments. Layer-wise learning rates: Bao et
-        al., "BEiT", arXiv 2106.08254, appendix.
+        al., "BEiT", arXiv 2106.08254, appendix. Weight and temperature of
+        distillation: Tian et al., "Contrastive Representation Distillation", arXiv
+        1910.10699, for the baseline of Hinton et al.
     """
 
     epochs: int = 100
@@ -146,6 +154,8 @@ class Recipe:
     drop_path_rate: float = 0.1
     ema_momentum: float | None = None
     patience: int | None = None
+    distill_weight: float = 0.9
+    distill_temperature: float = 4.0
     augment: Augmentation = dataclasses.field(
         default_factory=lambda: Augmentation(**_AUGMENTATION)
     )
@@ -157,11 +167,19 @@ class Recipe:
             checked[name] = check_number(name, getattr(self, name), 1, integral=True)
         for name in (
             *("learning_rate", "final_learning_rate"),
-            *("weight_decay", "epsilon"),
+            *("weight_decay", "epsilon", "distill_temperature"),
         ):
             checked[name] = check_number(name, getattr(self, name))
-        for name in ("warmup", "layer_decay", "label_smoothing", "drop_path_rate"):
+        for name in (
+            *("warmup", "layer_decay", "label_smoothing", "drop_path_rate"),
+            "distill_weight",
+        ):
             checked[name] = check_rate(name, getattr(self, name))
+        if checked["distill_temperature"] == 0:
+            raise ValueError(
+                "`distill_temperature` must be above 0. "
+                f"Received: distill_temperature={self.distill_temperature!r}"
+            )
         if self.ema_momentum is not None:
             checked["ema_momentum"] = check_rate("ema_momentum", self.ema_momentum)
         if checked["layer_decay"] == 0:
@@ -391,6 +409,7 @@ class Recipe:
         jit_compile="auto",
         task: str | None = None,
         first_step: int = 0,
+        teacher: bool = False,
     ):
         """Compile a model with the recipe's optimizer and loss, accuracy and top-5.
 
@@ -407,6 +426,8 @@ class Recipe:
                 yes or no, a sigmoid on several gives several labels, anything else is
                 one class out of many.
             first_step: Integer, the step of the schedule that the training begins at.
+            teacher: Whether a teacher's answers come with the labels of the training,
+                see `keras_lkca.training.distillation`.
 
         Example:
 
@@ -418,7 +439,7 @@ class Recipe:
         task, classes = task or task_of(model), model.output_shape[-1]
         from_logits = not gives_probabilities(model)
         if task == "categorical":
-            metrics = ["accuracy"]
+            metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
             if classes > 5:
                 metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5"))
         else:
@@ -427,9 +448,14 @@ class Recipe:
         if task == "multilabel":
             options = {"num_labels": classes, "from_logits": from_logits}
             metrics.append(keras.metrics.AUC(name="auc", multi_label=True, **options))
+        loss = self.loss(from_logits, task)
+        if teacher:
+            weights = self.distill_weight, self.distill_temperature
+            loss = Distillation(loss, *weights, task, from_logits)
+            metrics = list(map(OfLabels, metrics))
         model.compile(
             optimizer=self.optimizer(total_steps, model.weights, first_step),
-            loss=self.loss(from_logits, task),
+            loss=loss,
             metrics=metrics,
             jit_compile=jit_compile,
         )

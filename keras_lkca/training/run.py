@@ -23,8 +23,7 @@ from keras_lkca.training.state import (
     read_config,
 )
 
-# What is trained where no preset is named.
-# The first is what is trained unless another is named.
+# What is trained where no preset is named, the first where no kind is either.
 MODELS = {"net": "lkca_net_08m", "lkca": "lkca_vit_tiny", "vit": "vit_tiny"}
 SELECT = ("validation", "test")
 # What a folder given as dataset holds out for the test, if it has no test/ of its own.
@@ -36,6 +35,7 @@ DEFAULTS = {
     "model": None,
     "preset": None,
     "start_from": None,
+    "teacher": None,
     "data_dir": None,
     "fraction": 1.0,
     "validation_split": 0.1,
@@ -70,6 +70,7 @@ def train(
     class_weight=LEFT_OUT,
     start_from=LEFT_OUT,
     freeze=LEFT_OUT,
+    teacher=LEFT_OUT,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
@@ -130,6 +131,9 @@ def train(
             library. To resume, the file is needed only if no epoch was finished.
         freeze: `"backbone"` to train the classifier alone, or a number of epochs to do
             so at first, see `keras_lkca.training.fit`.
+        teacher: A `.keras` file, or the name of a trained preset, of the same images
+            and classes, whose answers are learned beside the labels, see
+            `keras_lkca.training.fit`. To resume, the file is needed again.
 
     Returns:
         What `metrics.json` holds.
@@ -155,6 +159,7 @@ def train(
         "model": model,
         "preset": preset,
         "start_from": start_from,
+        "teacher": teacher,
         "data_dir": data_dir,
         "fraction": fraction,
         "validation_split": validation_split,
@@ -198,6 +203,7 @@ def train(
         source = _source(about["start_from"], output if resume else None)
     if not config:
         about["preset"] = preset
+    teacher = None if about["teacher"] is None else _teacher(about["teacher"])
     recipe = Recipe.from_dict(settings["recipe"] or {})
     train, test, validation, facts = _load(found)
     if about["select"] == "test":
@@ -239,6 +245,7 @@ def train(
         tensorboard=settings["tensorboard"],
         class_weight=class_weight,
         freeze=settings["freeze"],
+        teacher=teacher,
         facts=facts,
         name=f"{origin} on {dataset}",
         about=about,
@@ -254,17 +261,29 @@ def _whole_paths(arguments):
             path = pathlib.Path(value).expanduser()
             # A word that is no folder is a name that is to be refused as such.
             arguments[name] = str(path.resolve() if path.is_dir() else value)
-    start = arguments.get("start_from")
-    if start is not None and not isinstance(start, (str, pathlib.Path)):
-        raise ValueError(
-            "`start_from` must be a `.keras` file or the name of a trained preset; a "
-            "model in hand is for keras_lkca.training.fit. "
-            f"Received: start_from={start!r}"
-        )
-    if start is not None and start not in PRESETS:
-        path = pathlib.Path(start).expanduser()
-        arguments["start_from"] = str(path.resolve() if path.exists() else start)
+    for name in ("start_from", "teacher"):
+        value = arguments.get(name)
+        if value is not None and not isinstance(value, (str, pathlib.Path)):
+            raise ValueError(
+                f"`{name}` must be a `.keras` file or the name of a trained preset; a "
+                f"model in hand is for keras_lkca.training.fit. Received: "
+                f"{name}={value!r}"
+            )
+        if value is not None and value not in PRESETS:
+            path = pathlib.Path(value).expanduser()
+            arguments[name] = str(path.resolve() if path.exists() else value)
     return arguments
+
+
+def _teacher(path):
+    """Return the model to learn from."""
+    try:
+        return read_model(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(
+            "`teacher` must be a `.keras` file or the name of a trained preset: "
+            f"{error} Received: teacher={path!r}"
+        ) from error
 
 
 def _source(start, folder):

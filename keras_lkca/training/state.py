@@ -50,7 +50,7 @@ def read_config(output):
     try:
         config = json.loads(path.read_text())
         backend, arguments = config["backend"], config["arguments"]
-        for name in ("class_weight", "freeze", "start_from"):
+        for name in ("class_weight", "freeze", "start_from", "teacher"):
             arguments.setdefault(name, None)  # which runs of before have not
         # As the fields of this version.
         arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
@@ -144,10 +144,10 @@ def restore(model, folder, config, current, frozen=0):
         The history up to there, a dictionary per epoch.
     """
     for name, value in current.items():
-        if value != config[name]:
+        if value != config.get(name):
             raise ValueError(
-                f"The run in {folder} had {name}={config[name]!r}, and would now have "
-                f"{value!r}: restore the data and the settings that it was started "
+                f"The run in {folder} had {name}={config.get(name)!r}, and would now "
+                f"have {value!r}: restore the data and the settings that it was started "
                 "with, or start another run."
             )
     for litter in folder.glob(".writing-*"):  # of a process that was killed
