@@ -22,12 +22,15 @@ import pathlib
 import re
 
 import numpy as np
+from others import MODELS as OTHERS
+from others import compile_as_published
+from others import recipe as as_published
 
 from keras_lkca import data
 from keras_lkca.files import atomic
 from keras_lkca.models.presets import weights_file, write_weights
 from keras_lkca.ops.calibration import processor
-from keras_lkca.training import Recipe, train
+from keras_lkca.training import Recipe, fit, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "accuracy"
@@ -220,10 +223,26 @@ def tools():
             )
 
 
+def others():
+    """Yield trainings of what a Keras user would take instead, as published."""
+    for dataset, epochs in (("cifar100", 30), ("cifar10", 10), ("cifar10", 30)):
+        for name in OTHERS:
+            yield (
+                f"{dataset}-{name}-{epochs}-seed0",
+                {
+                    "dataset": dataset,
+                    "preset": name,
+                    "recipe": as_published(epochs),
+                    "seed": 0,
+                },
+            )
+
+
 def every_run():
     """Yield question, name and what `train` is to be told."""
     for question, runs in {
         "passes": passes,
+        "others": others,
         "carried": carried,
         "tools": tools,
         "design": design,
@@ -253,18 +272,45 @@ def run(arguments):
         print(f"== {name}", flush=True)
         if options["dataset"] == "trashnet":  # a folder of images
             options["dataset"] = pathlib.Path(arguments.data_dir) / "trashnet"
-        train(
-            output=folder,
-            resume=(folder / "config.json").exists(),
-            data_dir=arguments.data_dir,
-            dtype=arguments.dtype,
-            jit_compile=False,
-            # In few threads, those of tf.data cost more than they give.
-            pipeline="arrays",
-            **options,
-        )
+        resume = (folder / "config.json").exists()
+        if options.get("preset") in OTHERS:
+            run_other(folder, resume, arguments, **options)
+        else:
+            train(
+                output=folder,
+                resume=resume,
+                data_dir=arguments.data_dir,
+                dtype=arguments.dtype,
+                jit_compile=False,
+                # In few threads, those of tf.data cost more than they give.
+                pipeline="arrays",
+                **options,
+            )
         where = {"processor": processor(), "cores": len(os.sched_getaffinity(0))}
         (folder / "machine.json").write_text(json.dumps(where) + "\n")
+
+
+def run_other(folder, resume, arguments, dataset, preset, recipe, seed):
+    """Train one of the others' models, on the same images as ours."""
+    import keras
+
+    keras.config.set_dtype_policy(arguments.dtype)
+    keras.utils.set_random_seed(seed)
+    facts = data.describe(dataset)
+    model = OTHERS[preset](facts.input_shape, facts.num_classes)
+    compile_as_published(model)
+    fit(
+        model,
+        data.load(dataset, "train", arguments.data_dir),
+        0.1,
+        data.load(dataset, "test", arguments.data_dir),
+        recipe,
+        output=folder,
+        resume=resume,
+        seed=seed,
+        pipeline="arrays",
+        facts=facts,
+    )
 
 
 def left(arguments):

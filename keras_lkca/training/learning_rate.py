@@ -18,6 +18,8 @@ from keras_lkca.training.recipe import Recipe
 
 # How much of the average of the losses is kept at each step.
 MOMENTUM = 0.9
+# A loss that falls by less of itself tells no rate from another.
+LEAST_FALL = 0.02
 
 
 def find_learning_rate(
@@ -61,7 +63,8 @@ def find_learning_rate(
 
     Raises:
         ValueError: If an argument is not as above, or the loss is lowest at the first
-            steps, where no rate between `lowest` and `highest` lets the model learn.
+            steps, or falls by less than 2 % in all, where the model has not learned
+            enough in the sweep to tell a rate.
         ImportError: If `output` is given and matplotlib is missing.
 
     Example:
@@ -125,6 +128,14 @@ def find_learning_rate(
             "`lowest` and `highest` must be such that the loss falls between them: it "
             "is lowest in the first steps. Try a smaller `lowest`, and look whether "
             f"the model trains at all. Received: lowest={lowest!r}, highest={highest!r}"
+        )
+    fall = 1 - smoothed[best] / np.mean(smoothed[:5])
+    if fall < LEAST_FALL:
+        raise ValueError(
+            "`steps` must be enough for the model to learn something: the loss fell by "
+            f"{fall:.1%} of itself, which tells no rate from another. Try more of "
+            "them, a larger batch, or look whether the model trains at all. "
+            f"Received: steps={steps!r}"
         )
     found = {"learning_rate": rates[best] / 10, "rates": rates}
     found |= {"losses": losses, "smoothed": smoothed}

@@ -147,8 +147,8 @@ def restore(model, folder, config, current, frozen=0):
         if value != config.get(name):
             raise ValueError(
                 f"The run in {folder} had {name}={config.get(name)!r}, and would now "
-                f"have {value!r}: restore the data and the settings that it was started "
-                "with, or start another run."
+                f"have {value!r}: restore the data and the settings that it was "
+                "started with, or start another run."
             )
     for litter in folder.glob(".writing-*"):  # of a process that was killed
         shutil.rmtree(litter)

@@ -1,0 +1,83 @@
+"""What a Keras user would take instead: the two small models of keras.io's examples.
+
+Written anew from their papers, at the sizes and settings of
+https://keras.io/examples/vision/cct/ and https://keras.io/examples/vision/convmixer/.
+"""
+
+import keras
+from keras import layers
+
+from keras_lkca.layers import PositionEmbedding, StochasticDepth
+from keras_lkca.training import Recipe
+
+
+def cct(input_shape=(32, 32, 3), num_classes=10):
+    """Build the Compact Convolutional Transformer, arXiv 2104.05704, of 0.4 M weights.
+
+    Two convolutions with pooling make the tokens, two blocks of softmax attention mix
+    them, and a learned weight of each token pools them.
+    """
+    images = keras.Input(input_shape)
+    x = layers.Rescaling(1 / 255)(images)
+    for filters in (64, 128):
+        x = layers.Conv2D(
+            *(filters, 3),
+            use_bias=False,
+            activation="relu",
+            kernel_initializer="he_normal",
+        )(x)
+        x = layers.MaxPooling2D(3, 2, "same")(layers.ZeroPadding2D(1)(x))
+    x = PositionEmbedding("random_uniform")(x)
+    x = layers.Reshape((-1, 128))(x)
+    for rate in (0.0, 0.1):
+        y = layers.LayerNormalization(epsilon=1e-5)(x)
+        y = layers.MultiHeadAttention(2, 128, dropout=0.1)(y, y)
+        x = x + StochasticDepth(rate)(y)
+        y = layers.LayerNormalization(epsilon=1e-5)(x)
+        for _ in range(2):
+            y = layers.Dropout(0.1)(layers.Dense(128, "gelu")(y))
+        x = x + StochasticDepth(rate)(y)
+    x = layers.LayerNormalization(epsilon=1e-5)(x)
+    weights = layers.Softmax(axis=1)(layers.Dense(1)(x))
+    x = layers.Flatten()(layers.Dot(1)([weights, x]))
+    return keras.Model(images, layers.Dense(num_classes)(x), name="cct")
+
+
+def conv_mixer(input_shape=(32, 32, 3), num_classes=10):
+    """Build ConvMixer-256/8, arXiv 2201.09792: kernels of 5 x 5 on 2 x 2 patches."""
+
+    def activated(x):
+        return layers.BatchNormalization()(layers.Activation("gelu")(x))
+
+    images = keras.Input(input_shape)
+    x = layers.Rescaling(1 / 255)(images)
+    x = activated(layers.Conv2D(256, 2, 2)(x))
+    for _ in range(8):
+        x = x + activated(layers.DepthwiseConv2D(5, padding="same")(x))
+        x = activated(layers.Conv2D(256, 1)(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(num_classes)(x), name="conv_mixer")
+
+
+MODELS = {"cct": cct, "conv_mixer": conv_mixer}
+
+
+def compile_as_published(model):
+    """Compile a model as its example does: AdamW at one rate, light weight decay."""
+    smoothing = 0.1 if model.name == "cct" else 0.0
+    model.compile(
+        optimizer=keras.optimizers.AdamW(1e-3, weight_decay=1e-4),
+        loss=keras.losses.CategoricalCrossentropy(True, label_smoothing=smoothing),
+        metrics=[
+            keras.metrics.CategoricalAccuracy(name="accuracy"),
+            keras.metrics.TopKCategoricalAccuracy(5, name="top5"),
+        ],
+    )
+
+
+def recipe(epochs):
+    """Return what is left to a recipe: the passes, and what is done to the images.
+
+    They are mirrored alone: the examples crop 32 x 32 out of 32 x 32, which is all.
+    """
+    return Recipe.quick(epochs=epochs, crop_padding=0)
