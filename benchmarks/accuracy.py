@@ -30,7 +30,8 @@ from keras_lkca import data
 from keras_lkca.files import atomic
 from keras_lkca.models.presets import weights_file, write_weights
 from keras_lkca.ops.calibration import processor
-from keras_lkca.training import Recipe, fit, train
+from keras_lkca.training import Recipe, evaluate, fit, train
+from keras_lkca.training.callbacks import best_epoch, out_of_patience
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "accuracy"
@@ -223,6 +224,25 @@ def tools():
             )
 
 
+def positions():
+    """Yield runs with smaller positions than the paper's, at 10 % of the images."""
+    for seed in range(3):
+        for model, rate in (("lkca", 3e-3), ("vit", 1e-3)):
+            for stddev in (0.02, 1.0):
+                yield (
+                    f"positions-{model}-{stddev:g}-seed{seed}",
+                    {
+                        "dataset": "cifar100",
+                        "preset": PRESETS[model],
+                        "fraction": 0.1,
+                        "seed": seed,
+                        "recipe": dataclasses.replace(RECIPE, learning_rate=rate),
+                        "steps_per_epoch": STEPS // EPOCHS,
+                        "model_options": {"position_stddev": stddev},
+                    },
+                )
+
+
 def others():
     """Yield trainings of what a Keras user would take instead, as published."""
     for dataset, epochs in (("cifar100", 30), ("cifar10", 10), ("cifar10", 30)):
@@ -238,20 +258,22 @@ def others():
             )
 
 
+QUESTIONS = {
+    **{"passes": passes, "others": others, "carried": carried, "tools": tools},
+    **{"positions": positions, "design": design},
+    **{"scarcity": scarcity, "kernels": kernels, "rates": rates},
+}
+TOOLS = "carried", "tools", "positions"
+SMALL_DATA = "scarcity", "kernels", "rates"
+
+
 def every_run():
     """Yield question, name and what `train` is to be told."""
-    for question, runs in {
-        "passes": passes,
-        "others": others,
-        "carried": carried,
-        "tools": tools,
-        "design": design,
-    }.items():
+    for question, runs in QUESTIONS.items():
         for name, options in runs():
-            yield question, name, options
-    questions = {"scarcity": scarcity, "kernels": kernels, "rates": rates}
-    for question, runs in questions.items():
-        for name, options in runs():
+            if question not in SMALL_DATA:
+                yield question, name, options
+                continue
             rate = options.pop("learning_rate", RECIPE.learning_rate)
             options["recipe"] = dataclasses.replace(RECIPE, learning_rate=rate)
             options["steps_per_epoch"] = STEPS // EPOCHS
@@ -286,8 +308,19 @@ def run(arguments):
                 pipeline="arrays",
                 **options,
             )
+        if question == "tools":
+            score_mirrored(folder, arguments.data_dir)
         where = {"processor": processor(), "cores": len(os.sched_getaffinity(0))}
         (folder / "machine.json").write_text(json.dumps(where) + "\n")
+
+
+def score_mirrored(folder, data_dir):
+    """Write what a run's best model reaches where images are mirrored as well."""
+    import keras
+
+    model = keras.models.load_model(folder / "best.keras", compile=False)
+    scores, _ = evaluate(model, *data.load("cifar100", "test", data_dir), mirror=True)
+    (folder / "mirrored.json").write_text(json.dumps(scores) + "\n")
 
 
 def run_other(folder, resume, arguments, dataset, preset, recipe, seed):
@@ -382,7 +415,7 @@ def results(arguments):
         whole = {"recipe": recipe.to_dict(), "history": epochs}
         rows.append(
             {
-                **(whole if question in ("passes", "design") else {}),
+                **({} if question in SMALL_DATA else whole),
                 "question": question,
                 "name": name,
                 **options,
@@ -395,15 +428,16 @@ def results(arguments):
                 "dtype": config["dtype"],
                 "backend": config["backend"],
                 "versions": config["versions"],
-                **machine(path.parent),
+                **told(path.parent, "machine.json"),
+                "mirrored": told(path.parent, "mirrored.json"),
             }
         )
     return rows
 
 
-def machine(folder):
-    """Return the processor of a run, where it is known."""
-    path = folder / "machine.json"
+def told(folder, name):
+    """Return what a file beside a run says, where there is one."""
+    path = folder / name
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -419,7 +453,7 @@ def table(page, name, columns, groups, epoch="last"):
     """Write a table of the runs' groups, by what they have in common, into a page."""
     columns = [*columns, "seeds", "test accuracy, %", "top-5, %"]
     columns += ["training accuracy, %", "minutes"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for key, runs in groups.items():
         line = [*map(str, key), str(len(runs))]
         for metric in ("test_accuracy", "test_top5_accuracy"):
@@ -427,8 +461,14 @@ def table(page, name, columns, groups, epoch="last"):
         line.append(spread([run["training_accuracy"] for run in runs]))
         line.append(f"{np.median([run['fit_seconds'] for run in runs]) / 60:.0f}")
         lines.append(line)
-    lines = [f"| {' | '.join(line)} |" for line in lines]
-    fill(PAGES / page, name, lines)
+    write_table(page, name, lines)
+
+
+def write_table(page, name, lines):
+    """Write lines of cells, of which the first is the head, into a page."""
+    head, *rows = [[str(cell) for cell in line] for line in lines]
+    lines = [head, ["---"] * len(head), *rows]
+    fill(PAGES / page, name, [f"| {' | '.join(line)} |" for line in lines])
 
 
 def report(arguments):
@@ -436,21 +476,36 @@ def report(arguments):
     every = results(arguments)
     if not every:
         raise SystemExit(f"no run is complete in {arguments.runs}")
-    report_passes([row for row in every if row["question"] in ("passes", "design")])
-    rows = [row for row in every if row["question"] not in ("passes", "design")]
-    if rows:
-        report_small_data(rows)
+    of = {}
+    for row in every:
+        of.setdefault(row["question"], []).append(row)
+    report_passes(
+        [row for q in ("passes", "others", "design") for row in of.get(q, [])]
+    )
+    report_tools([row for q in TOOLS for row in of.get(q, [])])
+    if any(question in of for question in SMALL_DATA):
+        report_small_data([row for q in SMALL_DATA for row in of.get(q, [])])
 
 
-def report_passes(rows):
-    """Write the table of the trainings on all images.
+def with_former(name, rows, command):
+    """Return runs and those of before, and keep all of them in a file.
 
     What is there of runs made elsewhere stays: one machine has seldom all of them.
     """
-    page = PAGES / "accuracy.json"
+    page = PAGES / name
     here = {row["name"] for row in rows}
     before = json.loads(page.read_text())["runs"] if page.exists() else []
     rows = [row for row in before if row["name"] not in here] + rows
+    command = f"KERAS_BACKEND=torch python benchmarks/accuracy.py run {command}"
+    with atomic(page) as path:
+        text = json.dumps({"command": command, "runs": rows}, indent=1)
+        path.write_text(text + "\n")
+    return rows
+
+
+def report_passes(rows):
+    """Write the table of the trainings on all images."""
+    rows = with_former("accuracy.json", rows, "--question passes")
     groups, designs = {}, {}
     for row in rows:
         parameters = f"{row['parameters']:,}"
@@ -465,10 +520,74 @@ def report_passes(rows):
     table("accuracy.md", "passes", columns, groups, epoch="best")
     if designs:
         table("accuracy.md", "design", ["model", "parameters"], designs, epoch="best")
-    command = "KERAS_BACKEND=torch python benchmarks/accuracy.py run --question passes"
-    with atomic(page) as path:
-        text = json.dumps({"command": command, "runs": rows}, indent=1)
-        path.write_text(text + "\n")
+
+
+def report_tools(rows):
+    """Write the tables of what is carried over, of the tools and of the positions."""
+    rows = with_former("tools.json", rows, "--question carried  # tools, positions")
+    of = {question: {} for question in TOOLS}
+    for row in rows:
+        group = row["name"].rpartition("-seed")[0]
+        of[row["question"]].setdefault(group, []).append(row)
+    lines = [["image size", "start", "seeds", "test accuracy, %"]]
+    lines[0] += ["epochs to 95 % of the best validation accuracy", "minutes"]
+    for runs in of["carried"].values():
+        first = runs[0]
+        accuracy = spread([run["best"]["test_accuracy"] for run in runs])
+        epochs = [str(nearly_best(run["history"])) for run in runs]
+        minutes = f"{np.median([run['fit_seconds'] for run in runs]) / 60:.0f}"
+        start = first.get("start_from", "new")
+        size = f"{first['image_size']} x {first['image_size']}"
+        lines.append([size, start, len(runs), accuracy, ", ".join(epochs), minutes])
+    write_table("carried-over.md", "carried", lines)
+    lines = [["model", "positions at", "seeds", "test accuracy, %"]]
+    for runs in of["positions"].values():
+        stddev = runs[0]["model_options"]["position_stddev"]
+        accuracy = spread([run["last"]["test_accuracy"] for run in runs])
+        lines.append([runs[0]["preset"], f"{stddev:g}", len(runs), accuracy])
+    write_table("small-data.md", "positions", lines)
+    alone, taught = (of["tools"].get(f"tools-{way}") for way in ("alone", "taught"))
+    if alone and taught:
+        write_table("../learn/small-data-tools.md", "tools", tools_table(alone, taught))
+
+
+def nearly_best(epochs):
+    """Return after how many epochs 95 % of the best validation accuracy are there."""
+    enough = 0.95 * max(row["val_accuracy"] for row in epochs)
+    return 1 + next(i for i, row in enumerate(epochs) if row["val_accuracy"] >= enough)
+
+
+def tools_table(alone, taught):
+    """Return the lines of what each tool does, without and with it."""
+
+    def best(runs, name):
+        return spread([run["best"][name] for run in runs])
+
+    mirrored = spread([run["mirrored"]["test_accuracy"] for run in alone])
+    stops, reached = [], []
+    for run in alone:
+        epochs = run["history"]
+        stop = next(
+            (n for n in range(1, len(epochs)) if out_of_patience(epochs[:n], 3)),
+            len(epochs),
+        )
+        stops.append(str(stop))
+        reached.append(epochs[best_epoch(epochs[:stop]) - 1]["val_accuracy"])
+    validation = spread([run["best"]["validation_accuracy"] for run in alone])
+    accuracy = best(alone, "test_accuracy")
+    return [
+        ["tool", "what is measured", "without", "with"],
+        ["a teacher", "test accuracy, %", accuracy, best(taught, "test_accuracy")],
+        ["mirroring", "test accuracy, %", accuracy, mirrored],
+        [
+            *("temperature", "expected calibration error, %"),
+            *(best(alone, "test_ece"), best(alone, "test_ece_at_temperature")),
+        ],
+        [
+            *("early stopping, patience 3", "validation accuracy, %"),
+            *(validation, f"{spread(reached)}, after {', '.join(stops)} epochs"),
+        ],
+    ]
 
 
 def report_small_data(rows):
@@ -558,7 +677,7 @@ def draw(groups):
     return figure
 
 
-QUESTION = "passes, design, scarcity, kernels or rates alone"
+QUESTION = f"one of {', '.join(QUESTIONS)} alone"
 
 
 def main():
