@@ -20,11 +20,18 @@ if not (
     from keras_lkca.deploy import predict
     from keras_lkca.interpret import count_macs
     from keras_lkca.layers import LKCA
-    from keras_lkca.models import LKCANet, LKCAViT, ViT, list_presets
+    from keras_lkca.models import (
+        LKCANet,
+        LKCASegmenter,
+        LKCAViT,
+        ViT,
+        list_presets,
+    )
 
 __all__ = [
     "LKCA",
     "LKCANet",
+    "LKCASegmenter",
     "LKCAViT",
     "ViT",
     "count_macs",

@@ -224,6 +224,13 @@ written into --output:
         "validates; of another a fifth is held out for the test. May be left out with "
         "--resume.",
     )
+    add(
+        "--task",
+        metavar="TASK",
+        help="classification (default), or segmentation: a class for every pixel. Its "
+        "FOLDER holds folders images and masks, files paired by name, or does so in "
+        "folders train, test and if you like val",
+    )
     add = parser.add_argument_group("the model").add_argument
     add(
         "--model",
@@ -266,7 +273,8 @@ written into --output:
     add(
         "--recipe",
         metavar="RECIPE",
-        help="long (default), paper, quick for a first look, or a JSON file",
+        help="long (default), paper, quick for a first look, segmentation (default "
+        "for that), or a JSON file",
     )
     add("--epochs", type=int, metavar="N", help="default: the recipe's")
     add("--batch-size", type=int, metavar="N", help="default: the recipe's")
@@ -295,9 +303,17 @@ written into --output:
     add("--data-dir", metavar="DIR", help=DATA_DIR)
     add(
         "--image-size",
+        type=_size,
+        metavar="PIXELS|HxW",
+        help="height and width that the images of a FOLDER get (default: 64; with "
+        "masks their own)",
+    )
+    add(
+        "--ignore",
+        nargs="+",
         type=int,
-        metavar="PIXELS",
-        help="height and width that the images of a FOLDER get (default: 64)",
+        metavar="VALUE",
+        help="values in masks of pixels that do not count, beside 255",
     )
     add("--on-error", metavar="raise|skip", help=ON_ERROR)
     add(
@@ -345,6 +361,14 @@ written into --output:
     add("--tensorboard", action="store_true", help="log into OUTPUT/tensorboard")
 
 
+def _size(text):
+    """Read a size: PIXELS of both sides, or HEIGHTxWIDTH."""
+    sides = [int(part) for part in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0] if len(sides) == 1 else tuple(sides)
+
+
 def add_evaluate(commands):
     """Add `evaluate`."""
     parser = commands.add_parser(
@@ -364,7 +388,15 @@ example:
         "dataset",
         metavar="NAME|FOLDER",
         help=f"a dataset ({NAMES}), or a folder with one folder of images per class, "
-        "named as the model's classes, or with folders train and test of these",
+        "named as the model's classes, or with folders train and test of these; for a "
+        "model of pixels folders images and masks",
+    )
+    add(
+        "--ignore",
+        nargs="+",
+        type=int,
+        metavar="VALUE",
+        help="values in masks of pixels that do not count, beside 255",
     )
     add(
         "--split",
@@ -400,7 +432,8 @@ def add_predict(commands):
         "       keras-lkca predict --preset NAME IMAGE [IMAGE ...] [options]",
         description="""\
 Print the likeliest classes of image files. Images of any size are turned as their
-EXIF data says, cropped about their centre and resized to what the model takes.
+EXIF data says, cropped about their centre and resized to what the model takes. Of a
+model of pixels print each class's share of the image, and write masks.
 
 example:
   keras-lkca predict runs/pets/best.keras cat.jpg dog.jpg --top 2 --csv pets.csv""",
@@ -412,6 +445,13 @@ example:
     add("--top", type=int, metavar="N", help="classes per image (default: 5)")
     add("--class-names", nargs="+", metavar="NAME", help=CLASS_NAMES)
     add("--mirror", action="store_true", help=MIRROR)
+    add(
+        "--masks",
+        dest="masks_folder",
+        metavar="FOLDER",
+        help="of a model of pixels: write NAME.png, a palette image whose values are "
+        "the classes' numbers, and NAME-over.png, its colours over the image",
+    )
     add(
         "--csv",
         dest="csv_file",

@@ -9,17 +9,20 @@ import numpy as np
 from keras_lkca import data, deploy, interpret, ops, training
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import images_below
-from keras_lkca.deploy.prediction import grey
+from keras_lkca.data.masks import is_mask_directory
+from keras_lkca.deploy.prediction import grey, write_mask
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
     check_classifier,
     class_names,
     image_shape,
+    is_segmenter,
     number_of_classes,
     task_of,
 )
-from keras_lkca.training import Recipe, evaluation
+from keras_lkca.models.segmenter import default_colors
+from keras_lkca.training import Recipe, evaluation, segmentation
 from keras_lkca.training.run import TEST_SHARE
 
 
@@ -40,7 +43,7 @@ def train(
         if value is not None:
             changes[field] = value
     if recipe is not None or changes:
-        given["recipe"] = _recipe(recipe, changes)
+        given["recipe"] = _recipe(recipe, changes, given.get("task"))
     if model_set:
         given["model_options"] = _assignments("--model-set", model_set)
     if class_weight is not None:
@@ -54,16 +57,18 @@ def train(
     training.train(**given)
 
 
-def _recipe(name, changes):
-    named = {None: Recipe.long, "long": Recipe.long}
-    named |= {"paper": Recipe.paper, "quick": Recipe.quick}
+def _recipe(name, changes, task):
+    named = {"long": Recipe.long, "paper": Recipe.paper, "quick": Recipe.quick}
+    named["segmentation"] = Recipe.segmentation
+    if name is None:
+        name = "segmentation" if task == "segmentation" else "long"
     if name in named:
         return named[name](**changes)
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
         raise ValueError(
-            "`--recipe` must be long, paper, quick or a JSON file that exists. "
-            f"Received: {name!r}"
+            f"`--recipe` must be one of {', '.join(named)}, or a JSON file that "
+            f"exists. Received: {name!r}"
         )
     return Recipe.from_dict({**Recipe.from_json(path.read_text()).to_dict(), **changes})
 
@@ -94,6 +99,7 @@ def evaluate(
     json_file=None,
     confusion_file=None,
     mirror=False,
+    ignore=(),
 ):
     """Print what a model is worth on labelled images, and write it into files."""
     check_positive_int("--batch-size", batch_size)
@@ -105,14 +111,25 @@ def evaluate(
     if mirror:
         _check_mirror(model, dataset)
     network = deploy.read_model(model)
-    check_classifier(network)
+    check_classifier(network, pixels=True)
+    dense = is_segmenter(network)
+    if ignore and not dense:
+        raise ValueError(
+            "`--ignore` is for models of pixels. "
+            f"Received: --ignore {' '.join(map(str, ignore))}"
+        )
     if task_of(network) == "multilabel":
         raise ValueError(
             f"`MODEL` gives any number of labels an image, and the images of {dataset} "
             "have one each: measure it in Python, keras_lkca.training.evaluate(model, "
             "images, labels), with labels (n, classes)."
         )
-    images, labels, what = _labelled_images(network, dataset, split, data_dir, on_error)
+    if dense:
+        images, labels, what = _masked_images(network, dataset, split, ignore)
+    else:
+        images, labels, what = _labelled_images(
+            network, dataset, split, data_dir, on_error
+        )
     names = _class_names(network)
     scores, confusion = training.evaluate(
         network, images, labels, batch_size, mirror=mirror
@@ -125,7 +142,8 @@ def evaluate(
         "accuracy": scores["test_accuracy"],
         "top5_accuracy": scores.get("test_top5_accuracy"),
         "loss": scores["test_loss"],
-        "ece": scores["test_ece"],
+        **({} if dense else {"ece": scores["test_ece"]}),
+        **(_of_masks(scores, confusion, names) if dense else {}),
         "per_class_accuracy": evaluation.per_class(confusion, names),
         "class_names": names,
         "confusion": confusion.tolist(),
@@ -149,14 +167,60 @@ def _print_results(results):
     if results["top5_accuracy"] is not None:
         print(f"top-5 accuracy {results['top5_accuracy']:8.2%}")
     print(f"loss           {results['loss']:8.4f}")
-    print(f"ECE            {results['ece']:8.4f}")
+    dense = "mean_iou" in results
+    if dense:
+        print(f"mean IoU       {results['mean_iou']:8.2%}")
+    else:
+        print(f"ECE            {results['ece']:8.4f}")
     names = [shown(name) for name in results["class_names"]]
     width = max(len("class"), *map(len, names))
-    print(f"\n{'class':{width}}  images  accuracy")
+    print(
+        f"\n{'class':{width}}{'pixels':>12}  accuracy       IoU"
+        if dense
+        else f"\n{'class':{width}}  images  accuracy"
+    )
     for index, (name, row) in enumerate(zip(names, results["confusion"], strict=True)):
         count = sum(row)
         accuracy = f"{row[index] / count:10.2%}" if count else ""
-        print(f"{name:{width}}{count:8,}{accuracy}")
+        if dense:
+            iou = list(results["per_class_iou"].values())[index]
+            overlap = "" if iou is None else f"{iou:10.2%}"
+            print(f"{name:{width}}{count:12,}{accuracy:10}{overlap}")
+        else:
+            print(f"{name:{width}}{count:8,}{accuracy}")
+
+
+def _of_masks(scores, confusion, names):
+    """Return what is measured of a segmenter alone."""
+    by_class = segmentation.per_class_iou(confusion, names)
+    return {"mean_iou": scores["test_mean_iou"], "per_class_iou": by_class}
+
+
+def _masked_images(model, source, split, ignore):
+    """Return images and masks as the model has them, and what they are, in words."""
+    _check_source(source)
+    folder = pathlib.Path(source).expanduser()
+    whole = is_mask_directory(folder)
+    if not whole:
+        split = split or "test"
+        folder = folder / split
+    size = image_shape(model)[:2]
+    images, masks, facts = data.from_mask_directory(folder, size, ignore or 255)
+    if facts.num_classes > model.output_shape[-1] or (
+        facts.class_names and class_names(model) not in (None, facts.class_names)
+    ):
+        raise ValueError(
+            f"The classes of {source} must be those of the model, "
+            f"{', '.join(_class_names(model))}. Received: "
+            f"{', '.join(facts.class_names) or facts.num_classes}"
+        )
+    if whole and split:
+        test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
+        rows = test if split == "test" else train
+        images, masks = images[rows], masks[rows]
+    if image_shape(model)[2] == 1:
+        images = grey(images)
+    return images, masks, f"{source}, {split}" if split else str(source)
 
 
 def _labelled_images(model, source, split, data_dir, on_error):
@@ -246,6 +310,7 @@ def predict(
     csv_file=None,
     class_names=None,
     mirror=False,
+    masks_folder=None,
 ):
     """Print the likeliest classes of image files, and write them into a table."""
     if preset is not None:
@@ -256,6 +321,20 @@ def predict(
         _check_output("--csv", csv_file)
     if mirror:
         _check_mirror(model)
+    network = deploy.read_model(model)
+    if is_segmenter(network):
+        if csv_file or class_names:
+            raise ValueError(
+                "`--csv` and `--class-names` are not for models of pixels."
+            )
+        _predict_masks(network, images, masks_folder, top, mirror)
+        return
+    if masks_folder:
+        raise ValueError(
+            "`--masks` is for models of pixels. Received: a model of "
+            f"{network.output_shape}"
+        )
+    model = network
     results = deploy.predict(model, images, top, class_names=class_names, mirror=mirror)
     for path, classes in zip(images, results, strict=True):
         print(shown(path))
@@ -277,6 +356,36 @@ def predict(
                     row += [shown(name), f"{probability:.6f}"]
                 writer.writerow(row)
         print(f"wrote {shown(csv_file)}")
+
+
+def _predict_masks(model, paths, folder, top, mirror):
+    """Print each class's share of images, and write their masks."""
+    names = _class_names(model)
+    colors = getattr(model, "class_colors", None)
+    colors = default_colors(len(names)) if colors is None else colors
+    paths = [pathlib.Path(path).expanduser() for path in paths]
+    if folder is not None:
+        folder = pathlib.Path(folder).expanduser()
+        twice = [
+            path.stem for path in paths if [p.stem for p in paths].count(path.stem) > 1
+        ]
+        if twice:
+            raise ValueError(
+                f"`--masks` writes a file for each image's name, and two have the name "
+                f"{twice[0]!r}: predict them one after the other."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        (mask,) = deploy.predict_masks(model, [path], mirror=mirror)
+        print(shown(path))
+        shares = np.bincount(mask.reshape(-1), minlength=len(names)) / mask.size
+        for index in np.argsort(-shares, kind="stable")[:top]:
+            if shares[index]:
+                print(f"    {shares[index]:7.2%}  {shown(names[index])}")
+        if folder is not None:
+            write_mask(folder, path, mask, colors)
+    if folder is not None:
+        print(f"wrote {shown(folder)}")
 
 
 def export(model, output, no_fold=False, calibration=None, **given):

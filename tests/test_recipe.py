@@ -25,6 +25,7 @@ def test_a_former_recipe_is_what_it_was():
     recipe = Recipe.from_dict(values)
     later = {"epsilon": 1e-7, "policy": "rand", "as_published": False, "repeats": 1}
     later |= {"layer_decay": 1.0, "patience": None}
+    later |= {"distill_weight": 0.9, "distill_temperature": 4.0}
     assert recipe.to_dict() == {**values, **later}
 
 

@@ -9,6 +9,7 @@ from keras_lkca.data.batches import (
 )
 from keras_lkca.data.datasets import digits, load
 from keras_lkca.data.folders import from_directory
+from keras_lkca.data.masks import from_mask_directory
 from keras_lkca.data.table import DATASETS, Dataset, describe
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "describe",
     "digits",
     "from_directory",
+    "from_mask_directory",
     "load",
     "split",
     "training_batches",

@@ -24,8 +24,12 @@ CHOICES = ("rand", "auto", *POLICIES)
 class Augmentation:
     """Change a batch of images at random, and their labels where images are mixed.
 
-    In this order: shift and mirror; the policy's operations; erase a rectangle; mix
-    pairs of images by MixUp or CutMix.
+    In this order: shift and mirror; zoom and rotate; the policy's operations; erase a
+    rectangle; mix pairs of images by MixUp or CutMix.
+
+    Labels may be masks, a class for each pixel. They are shifted, mirrored, zoomed and
+    rotated with their images, what moves in is ignored, and the rest of the fields
+    must be at their defaults.
 
     It is a pure function of its arguments. It can be mapped over a `tf.data.Dataset`
     of batches, whatever the backend, or called on tensors of the active backend, also
@@ -35,6 +39,9 @@ class Augmentation:
         flip: Whether to mirror half of the images.
         crop_padding: Non-negative integer, pixels by which each image is shifted at
             most, each way, black moving in.
+        zoom: Number from 0: each image is enlarged, or made smaller, by a factor of
+            1 + `zoom` at most, about its centre, black moving in.
+        rotation: Number from 0, degrees by which each is turned at most, either way.
         policy: Which operations an image gets. `"rand"` for RandAugment's, as many as
             `rand_augment` says; `"trivial"` for TrivialAugment's one, of any strength;
             `"auto_cifar10"`, `"auto_svhn"` or `"auto_imagenet"` for the pairs that
@@ -66,12 +73,13 @@ class Augmentation:
     Call arguments:
         images: Tensor `(batch, height, width, channels)` in [0, 255] of any dtype, the
             batch's size static.
-        labels: Float tensor `(batch, num_classes)`, one-hot.
+        labels: Float tensor `(batch, num_classes)`, one-hot; or masks, an integer
+            tensor `(batch, height, width)` of classes, -1 for pixels to ignore.
         seed: Pair of integers, different for every batch.
 
     Returns:
         float32 images and labels of the same shapes, `repeats` times as many, in
-        another order.
+        another order. Masks are int32.
 
     Raises:
         ValueError: If an argument is not as above, or the batch's size is unknown.
@@ -94,6 +102,8 @@ class Augmentation:
 
     flip: bool = True
     crop_padding: int = 4
+    zoom: float = 0.0
+    rotation: float = 0.0
     policy: str = "rand"
     rand_augment: int = 0
     rand_augment_magnitude: float = 0.5
@@ -127,7 +137,7 @@ class Augmentation:
             "mix_probability",
         ):
             checked[name] = check_rate(name, getattr(self, name))
-        for name in ("mixup_alpha", "cutmix_alpha"):
+        for name in ("zoom", "rotation", "mixup_alpha", "cutmix_alpha"):
             checked[name] = check_number(name, getattr(self, name))
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -179,15 +189,27 @@ class Augmentation:
         with in_tensorflow(layers if foreign else ()):
             images = backend.cast(backend.convert_to_tensor(images), "float32")
             labels = backend.cast(backend.convert_to_tensor(labels), "float32")
+            masks = len(labels.shape) == 3
+            if masks:
+                # A last channel moves with the others, and 0 moves in: ignored.
+                layers = [images, labels[..., None] + 1]
+                images = backend.numpy.concatenate(layers, axis=-1)
+                labels = labels[:, 0, :1]
             if self.repeats > 1:
                 images = backend.numpy.repeat(images, self.repeats, axis=0)
                 labels = backend.numpy.repeat(labels, self.repeats, axis=0)
             with warnings.catch_warnings():
                 # Keras's own: MixUp asks JAX for 64-bit integers and gets 32.
                 warnings.filterwarnings("ignore", "Explicitly requested dtype int64")
-                return self._augment(backend, images, labels, _Seeds(backend, seed))
+                images, labels = self._augment(
+                    backend, images, labels, _Seeds(backend, seed), masks
+                )
+            if masks:
+                labels = backend.cast(images[..., -1], "int32") - 1
+                images = images[..., :-1]
+            return images, labels
 
-    def _augment(self, backend, images, labels, seeds):
+    def _augment(self, backend, images, labels, seeds, masks):
         if images.shape[0] is None:
             raise ValueError(
                 "`images` must be a batch of static size: batch with "
@@ -196,6 +218,10 @@ class Augmentation:
         if self.flip or self.crop_padding:
             images = shift_and_flip(
                 backend, images, seeds, self.crop_padding, self.flip
+            )
+        if self.zoom or self.rotation:
+            images = zoom_and_rotate(
+                backend, images, seeds, self.zoom, self.rotation, masks
             )
         if self.policy != "rand":
             policy = "auto_imagenet" if self.policy == "auto" else self.policy
@@ -301,6 +327,38 @@ def shift_and_flip(backend, images, seeds, padding, flip):
     columns = picks(width, mirrored)
     images = backend.numpy.einsum("bij,bjkc->bikc", rows, images)
     return backend.numpy.einsum("blk,bikc->bilc", columns, images)
+
+
+def zoom_and_rotate(backend, images, seeds, zoom, rotation, masks):
+    """Zoom and turn each image about its centre.
+
+    Of masks the last channel takes the nearest pixel's class.
+    """
+    numpy, (count, height, width) = backend.numpy, images.shape[:3]
+    draws = backend.random.uniform((2, count), -1.0, 1.0, seed=seeds)
+    scale = numpy.exp(-draws[0] * np.log1p(zoom))
+    angle = draws[1] * np.deg2rad(rotation)
+    cos, sin = scale * numpy.cos(angle), scale * numpy.sin(angle)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    zeros = numpy.zeros_like(cos)
+    # Where each pixel comes from: that the centre stays is what the offsets are for.
+    places = [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y]
+    places = numpy.stack([*places, zeros, zeros], axis=1)
+
+    def moved(images, interpolation):
+        return backend.image.affine_transform(
+            images,
+            numpy.copy(places),  # which torch's changes
+            interpolation=interpolation,
+            fill_mode="constant",
+            fill_value=0.0,
+            data_format="channels_last",
+        )
+
+    if not masks:
+        return moved(images, "bilinear")
+    parts = moved(images[..., :-1], "bilinear"), moved(images[..., -1:], "nearest")
+    return numpy.concatenate(parts, axis=-1)
 
 
 def rectangles(backend, shape, largest, seeds, tries=8):

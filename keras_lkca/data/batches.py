@@ -16,6 +16,7 @@ from keras_lkca.checks import (
 )
 from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.datasets import check_labels
+from keras_lkca.data.masks import as_masks
 from keras_lkca.extras import require_tensorflow
 
 PIPELINES = ("tf.data", "arrays")
@@ -42,7 +43,9 @@ def training_batches(
     Args:
         images: Array `(n, height, width, channels)` of numbers in [0, 255].
         labels: Integer array `(n,)`; or float array `(n, num_classes)`, what each
-            image has of each class. For one column `(n,)` or `(n, 1)` in [0, 1].
+            image has of each class. For one column `(n,)` or `(n, 1)` in [0, 1]. Or
+            masks, an integer array `(n, height, width)` of a class for each pixel, -1
+            or 255 for those to ignore.
         batch_size: Positive integer, not above `n`, and a multiple of the
             augmentation's `repeats`.
         num_classes: Positive integer, the length of the one-hot labels; 1 for a column
@@ -63,8 +66,8 @@ def training_batches(
 
     Returns:
         A `tf.data.Dataset` or a Python generator of (float32 images, float32 or int32
-        labels), with `class_weight` also float32 weights `(batch_size,)`, for
-        `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
+        labels; int32 masks), with `class_weight` also float32 weights
+        `(batch_size,)`, for `model.fit(..., steps_per_epoch=steps, shuffle=False)`.
 
     Raises:
         ValueError: If an argument is not as above.
@@ -89,11 +92,15 @@ def training_batches(
             f"`pipeline` must be one of {PIPELINES}. Received: pipeline={pipeline!r}"
         )
     check_numbers(images)
-    labels = as_one_hot(labels, len(images), num_classes)
-    weights = weights_of_all(class_weight, labels)
-    if weights is not None:
-        labels = weighted(labels, weights)
-    check_mixing(augmentation, one_hot)
+    if of_pixels(labels):
+        labels = as_masks(labels, images.shape[:3], num_classes)
+        check_for_masks(augmentation, class_weight)
+    else:
+        labels = as_one_hot(labels, len(images), num_classes)
+        weights = weights_of_all(class_weight, labels)
+        if weights is not None:
+            labels = weighted(labels, weights)
+        check_mixing(augmentation, one_hot)
     check_batch_size(batch_size, len(images))
     drawn = check_repeats(batch_size, augmentation)
 
@@ -104,6 +111,34 @@ def training_batches(
         options = augmentation, steps, num_classes, one_hot
         return _tf_dataset(images, labels, drawn, *options)
     return _generator(images, labels, augmentation, steps, num_classes, one_hot)
+
+
+def of_pixels(labels):
+    """Whether labels are masks, a class for each pixel."""
+    return len(getattr(labels, "shape", ())) in (3, 4)
+
+
+def check_for_masks(augmentation, class_weight=None):
+    """Raise a `ValueError` for what is not done to images with masks."""
+    if augmentation is not None:
+        for name in ("rand_augment", "erase_probability", "mix_probability"):
+            if getattr(augmentation, name):
+                raise ValueError(
+                    f"`{name}` must be 0 for masks, whose pixels it would not move; "
+                    "Recipe.segmentation() has what moves both. "
+                    f"Received: {name}={getattr(augmentation, name)!r}"
+                )
+        if augmentation.policy != "rand":
+            raise ValueError(
+                "`policy` must be 'rand' for masks, with rand_augment=0: other "
+                "policies move pixels without their masks. "
+                f"Received: policy={augmentation.policy!r}"
+            )
+    if class_weight is not None:
+        raise ValueError(
+            "`class_weight` of masks is the loss's part, see keras_lkca.training.fit. "
+            f"Received: class_weight={class_weight!r}"
+        )
 
 
 def check_batch_size(batch_size, count):
@@ -358,6 +393,11 @@ def dataset_batches(
             if look is not None:
                 look(images)
                 look = None
+            if of_pixels(labels):
+                labels = as_masks(labels, images.shape[:3], num_classes)
+                check_for_masks(augmentation, class_weight or (own or None))
+                yield augment(images, labels, pair)
+                continue
             labels = as_one_hot(labels, len(images), num_classes)
             weights = class_weights(class_weight, labels)
             for given in own:
@@ -454,6 +494,8 @@ def check_mixing(augmentation, one_hot):
 
 def _parts(images, labels, columns, one_hot, argmax):
     """Take the weights off the labels, where there are any, and make them integers."""
+    if len(labels.shape) == 3:
+        return images, labels
     weights, labels = labels[:, columns:], labels[:, :columns]
     labels = labels if one_hot else argmax(labels)
     return (images, labels, weights[:, 0]) if weights.shape[1] else (images, labels)
@@ -466,6 +508,8 @@ def _on_device(augmentation, columns, one_hot):
         if augmentation is None:
             images = keras.ops.cast(images, "float32")
             labels = keras.ops.convert_to_tensor(labels)
+            if len(labels.shape) == 3:
+                labels = keras.ops.cast(labels, "int32")
         else:
             images, labels = augmentation(images, labels, seed)
         return _parts(images, labels, columns, one_hot, _argmax)
@@ -534,7 +578,10 @@ def _tf_dataset(images, labels, batch_size, augmentation, steps, columns, one_ho
 
     def batch(rows, seed):
         x, y = tf.gather(images, rows), tf.gather(labels, rows)
-        x, y = augmentation(x, y, seed) if augmentation else (tf.cast(x, "float32"), y)
+        if augmentation:
+            x, y = augmentation(x, y, seed)
+        else:
+            x, y = tf.cast(x, "float32"), tf.cast(y, "int32") if y.ndim == 3 else y
         return _parts(x, y, columns, one_hot, lambda y: tf.argmax(y, -1, "int32"))
 
     dataset = tf.data.Dataset.from_generator(

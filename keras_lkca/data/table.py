@@ -15,6 +15,8 @@ class Dataset:
         flip: Whether a mirrored image is still of its class.
         class_names: Names of the classes in the order of their labels, where they
             are known.
+        class_colors: Colours of the classes in its masks, (red, green, blue) each,
+            where they are known.
         host: Where its archive is downloaded from, if it has to be.
         policy: AutoAugment's policy for it, see `keras_lkca.data.Augmentation`.
     """
@@ -25,6 +27,7 @@ class Dataset:
     std: tuple[float, ...]
     flip: bool = True
     class_names: tuple[str, ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = ()
     host: str = ""
     policy: str = "auto_imagenet"
 

@@ -3,7 +3,12 @@
 from keras_lkca.deploy.exporting import export
 from keras_lkca.deploy.folding import FoldedModel, fold
 from keras_lkca.deploy.formats import FORMATS, Format
-from keras_lkca.deploy.prediction import predict, read_images, read_model
+from keras_lkca.deploy.prediction import (
+    predict,
+    predict_masks,
+    read_images,
+    read_model,
+)
 
 __all__ = [
     "FORMATS",
@@ -12,6 +17,7 @@ __all__ = [
     "export",
     "fold",
     "predict",
+    "predict_masks",
     "read_images",
     "read_model",
 ]

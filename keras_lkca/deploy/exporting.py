@@ -38,7 +38,7 @@ def export(
     overwrite: bool = False,
     class_names=None,
 ) -> pathlib.Path:
-    """Export a classifier, whatever backend trained it, and check the result.
+    """Export a classifier or segmenter of any backend, and check the result.
 
     The model is rebuilt in float32, exported in a fresh process by a backend that can,
     loaded back by the runtime that serves the format, and compared with the Keras
@@ -46,8 +46,9 @@ def export(
     [0, 255]; the normalisation is within. Out come `probabilities`
     `(batch, classes)` as `predict` gives them, so two of a model with one column, and,
     in a SavedModel, `classes`, the likeliest ones, and `labels`, their names where they
-    are known. LKCA by Fourier transforms is computed by `method="hybrid"` instead in
-    a format that lacks them.
+    are known; of a segmenter `(batch, height, width, classes)`, and no `labels`.
+    LKCA by Fourier transforms is computed by `method="hybrid"` instead in a format that
+    lacks them.
 
     Args:
         model: A classifier, or the path of its `.keras` file.
@@ -130,7 +131,7 @@ def export(
         tolerance = 0.1 if quantize else 1e-4
     tolerance = check_number("tolerance", tolerance)
     model = read_model(model)
-    check_classifier(model)
+    check_classifier(model, pixels=True)
     if image_bytes and image_shape(model)[2] not in (1, 3):
         raise ValueError(
             "`image_bytes` is for images of 1 channel or 3, as files have them. "

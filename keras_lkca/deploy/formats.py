@@ -73,7 +73,7 @@ def write_tf_saved_model(model, path, shape, image_bytes, class_names):
         found = probabilities(model, images)
         best = tf.argmax(found, -1)
         outputs = {"probabilities": found, "classes": best}
-        if class_names:
+        if class_names and len(best.shape) == 1:  # of pixels there are too many
             outputs["labels"] = tf.gather(tf.constant(class_names), best)
         return outputs
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from keras_lkca.checks import check_image_shape, check_positive_int
 from keras_lkca.data.folders import decode
+from keras_lkca.extras import require
+from keras_lkca.files import atomic
 from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import (
     check_classifier,
@@ -68,8 +70,15 @@ def predict(
     check_positive_int("top", top)
     check_positive_int("batch_size", batch_size)
     model = read_model(model)
+    if classifiers.is_segmenter(model):
+        raise ValueError(
+            "`model` tells a class for every pixel: use keras_lkca.deploy."
+            f"predict_masks. Received: a model of {model.output_shape}"
+        )
     check_classifier(model)
     names = names_of(model, class_names)
+    if isinstance(images, collections.abc.Iterator):
+        images = list(images)
     images = _as_images(images, model)
     warn_if_scaled(model, images)
     outputs = probabilities(model, images, batch_size, mirror)
@@ -81,6 +90,121 @@ def predict(
         [(names[i], float(row[i])) for i in order]
         for row, order in zip(outputs, best, strict=True)
     ]
+
+
+def predict_masks(model, images, batch_size: int = 16, mirror: bool = False):
+    """Tell the class of every pixel.
+
+    Args:
+        model: A segmenter, as `keras_lkca.LKCASegmenter`, or the path of its `.keras`
+            file.
+        images: uint8 or float images in [0, 255], `(n, height, width, channels)` or
+            one `(height, width, channels)`; or the path of an image file, an image of
+            Pillow's, or several of these, which are resized to the model's input as a
+            whole.
+        batch_size: Positive integer, images per step.
+        mirror: Whether to average the probabilities with those of the mirror image.
+
+    Returns:
+        Integers `(n, height, width)`, a class for each pixel; of files a list of
+        arrays, each of its image's own size.
+
+    Raises:
+        ValueError: If `model` is no segmenter, or the images are not as above.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCANet, LKCASegmenter
+    >>> from keras_lkca.deploy import predict_masks
+    >>> net = LKCANet((32, 32, 3), embed_dim=16, depth=1)
+    >>> model = LKCASegmenter(net, num_classes=3)
+    >>> predict_masks(model, np.zeros((2, 32, 32, 3), "uint8")).shape
+    (2, 32, 32)
+    """
+    check_positive_int("batch_size", batch_size)
+    model = read_model(model)
+    if not classifiers.is_segmenter(model):
+        raise ValueError(
+            "`model` must be a segmenter, of (batch, height, width, classes); for "
+            f"classes of images there is predict. Received: {type(model).__name__} of "
+            f"{getattr(model, 'output_shape', None)}"
+        )
+    check_classifier(model, pixels=True)
+    files = _files(images)
+    if files is None:
+        images = classifiers.as_images(model, images)
+        warn_if_scaled(model, images)
+        return _classes(model, images, batch_size, mirror)
+    sizes, found = [], []
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
+        images, some = read_whole_images(batch, classifiers.image_shape(model))
+        sizes += some
+        found += list(_classes(model, images, batch_size, mirror))
+    return [_nearest(mask, size) for mask, size in zip(found, sizes, strict=True)]
+
+
+def _classes(model, images, batch_size, mirror):
+    found = [
+        classifiers.probabilities(model, images[i : i + batch_size], batch_size, mirror)
+        for i in range(0, len(images), batch_size)
+    ]
+    kind = "uint8" if model.output_shape[-1] <= 256 else "uint16"
+    return np.concatenate([x.argmax(-1).astype(kind) for x in found])
+
+
+def read_whole_images(files, shape):
+    """Return image files resized as a whole, and their own (height, width)."""
+    require("PIL", "data", "pillow")
+    from PIL import Image, ImageOps
+
+    images, sizes = [], []
+    for file in files:
+        opened = file if isinstance(file, Image.Image) else Image.open(file)
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+        sizes.append((image.height, image.width))
+        image = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+        images.append(np.asarray(image))
+    images = np.stack(images)
+    return (grey(images) if shape[2] == 1 else images), sizes
+
+
+def write_mask(folder, path, mask, colors):
+    """Write a mask as a palette image, and its colours over the image.
+
+    Args:
+        folder: Where to write, a folder that exists.
+        path: The image's file, whose name the masks get.
+        mask: Integers `(height, width)`, of the image's size.
+        colors: uint8 array `(classes, 3)`.
+    """
+    from PIL import Image, ImageOps
+
+    picture = Image.fromarray(mask)
+    if mask.dtype == "uint8":
+        picture.putpalette(
+            np.vstack([colors, np.zeros((256 - len(colors), 3))])
+            .astype("uint8")
+            .tobytes()
+        )
+    with atomic(folder / f"{path.stem}.png") as temporary:
+        picture.save(temporary, format="PNG")
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    over = Image.blend(image, Image.fromarray(colors[mask]), 0.5)
+    with atomic(folder / f"{path.stem}-over.png") as temporary:
+        over.save(temporary, format="PNG")
+
+
+def _nearest(mask, size):
+    """Return a mask of another size, each pixel the nearest."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
 
 
 def names_of(model, class_names):
@@ -144,15 +268,21 @@ def grey(images):
 
 
 def _as_images(images, model):
+    files = _files(images)
+    if files is not None:
+        return read_images(files, classifiers.image_shape(model))
+    return classifiers.as_images(model, images)
+
+
+def _files(images):
+    """Return files as a list, and `None` of arrays."""
     if _is_file(images):
-        images = [images]
-    elif isinstance(images, collections.abc.Iterator):
-        images = list(images)
+        return [images]
     if isinstance(images, (list, tuple)) and all(map(_is_file, images)):
         if not images:
             raise FileNotFoundError("There are no images.")
-        return read_images(images, classifiers.image_shape(model))
-    return classifiers.as_images(model, images)
+        return list(images)
+    return None
 
 
 def _is_file(image):

@@ -29,8 +29,9 @@ def adapt(
     of classes stays. All else is copied; with nothing to change the model is a copy.
 
     Args:
-        model: `keras_lkca.LKCANet`, `keras_lkca.LKCAViT` or `keras_lkca.ViT`, or a
-            functional model of your own with LKCA layers in it and no models within.
+        model: `keras_lkca.LKCANet`, `keras_lkca.LKCAViT`, `keras_lkca.ViT` or
+            `keras_lkca.LKCASegmenter`, or a functional model of your own with LKCA
+            layers in it and no models within.
         input_shape: The new images' (height, width, channels), as many channels as
             before. Defaults to the model's.
         num_classes: Positive integer, the number of classes. Defaults to that of
@@ -158,6 +159,20 @@ def _patch_size(model):
 def _rebuild(model, head, changes):
     """Return a new model of other images or classes."""
     config = model.get_config()
+    if "backbone" in config:  # a segmenter's, whose backbone sees the images
+        backbone = keras.saving.deserialize_keras_object(config["backbone"])
+        own = getattr(backbone, "class_names", None)
+        backbone = _rebuild(backbone, None, {**changes, "class_names": own})
+        alike = changes["num_classes"] == config["num_classes"]
+        return type(model).from_config(
+            {
+                **config,
+                "backbone": backbone,
+                "num_classes": changes["num_classes"],
+                "class_names": changes["class_names"],
+                "class_colors": config["class_colors"] if alike else None,
+            }
+        )
     if "layers" not in config:  # a family's: its constructor's arguments
         if head is None:
             changes = {**changes, "num_classes": config["num_classes"]}

@@ -9,15 +9,15 @@ from keras_lkca.checks import check_finite
 from keras_lkca.internals import calls, is_quantized, producer
 
 
-def check_classifier(model):
+def check_classifier(model, pixels=False):
     """Check that a model maps images of one size to logits or probabilities.
 
-    Of any task, see `task_of`.
+    Of any task, see `task_of`; with `pixels` a segmenter may come too.
 
     Raises:
         ValueError: If it does not.
     """
-    check_shapes(model)
+    check_shapes(model, pixels)
     if image_shape(model) is None:
         raise ValueError(
             "`model` must take images of one size, or resize them to one itself. "
@@ -26,15 +26,32 @@ def check_classifier(model):
     task_of(model)
 
 
-def check_shapes(model):
+def is_segmenter(model):
+    """Whether a model gives every pixel a class, `(batch, height, width, classes)`.
+
+    Example:
+
+    >>> from keras_lkca import LKCANet
+    >>> from keras_lkca.models.classifiers import is_segmenter
+    >>> is_segmenter(LKCANet((32, 32, 3), depth=1))
+    False
+    """
+    before, after = (getattr(model, f"{x}_shape", None) for x in ("input", "output"))
+    both = isinstance(before, tuple) and isinstance(after, tuple)
+    return both and len(before) == len(after) == 4 and before[1:3] == after[1:3]
+
+
+def check_shapes(model, pixels=False):
     """Return the shape of a classifier's images, and the number of its columns.
 
-    Height and width are `None` where any fit.
+    Height and width are `None` where any fit. With `pixels` a segmenter may come too.
 
     Raises:
         ValueError: If it does not map images to classes, or its shapes are not known.
     """
     shapes = [getattr(model, f"{side}_shape", None) for side in ("input", "output")]
+    if pixels and is_segmenter(model) and None not in shapes[1][1:]:
+        return shapes[0][1:], shapes[1][-1]
     for shape, rank in zip(shapes, (4, 2), strict=True):
         fits = isinstance(shape, tuple) and len(shape) == rank
         if not fits or not isinstance(shape[-1], int):
@@ -329,7 +346,7 @@ def probabilities(model, images, batch_size=128, mirror=False, task=None):
         task: See `task_of`, which knows it where it is left out.
 
     Returns:
-        float64 array `(n, columns)`.
+        float64 array `(n, columns)`, of a segmenter `(n, height, width, columns)`.
 
     Example:
 
@@ -347,6 +364,8 @@ def probabilities(model, images, batch_size=128, mirror=False, task=None):
         # torch takes no array that is read backwards.
         mirrored = np.ascontiguousarray(np.asarray(images)[:, :, ::-1])
         others = probabilities(model, mirrored, batch_size, task=task)
+        if others.ndim == 4:  # of pixels, which are mirrored back
+            others = others[:, :, ::-1]
         outputs = (outputs + others) / 2
     return outputs
 
@@ -358,11 +377,11 @@ def outputs_of(model, images, batch_size):
 
 
 def from_logits(logits, task):
-    """Return the probabilities of logits `(n, columns)`, see `task_of`."""
+    """Return the probabilities of logits `(..., columns)`, see `task_of`."""
     if task != "categorical":
         return (1 + np.tanh(logits / 2)) / 2  # the sigmoid, without overflow
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    return exponentials / exponentials.sum(1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def linear_head(model):
@@ -421,7 +440,7 @@ _KEEPS_COLUMNS = (
 )
 _OPERATIONS = (
     *("Softmax", "Sigmoid", "Cast", "Add", "Multiply", "TrueDivide", "Divide"),
-    *("Mean", "Average", "Maximum"),
+    *("Mean", "Average", "Maximum", "Resize"),
 )
 
 
@@ -435,7 +454,7 @@ def _ending(tensor):
     if isinstance(last, keras.layers.Softmax) or kind in ("Softmax", "Sigmoid"):
         name = "sigmoid" if kind == "Sigmoid" else "softmax"
     passes_on = isinstance(last, keras.layers.Activation) and name == "linear"
-    if passes_on or isinstance(last, _NEUTRAL) or kind == "Cast":
+    if passes_on or isinstance(last, _NEUTRAL) or kind in ("Cast", "Resize"):
         kinds = {_ending(one) for one in call.input_tensors}
         if len(kinds) == 1:
             return kinds.pop()

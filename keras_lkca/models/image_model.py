@@ -14,6 +14,7 @@ import numpy as np
 from keras_lkca.checks import check_flag, check_image_shape
 from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers.dense import LORA, HoldsDense, change, use_erf
+from keras_lkca.models.levels import feature_levels
 from keras_lkca.models.presets import (
     PRESETS,
     check_preset,
@@ -114,6 +115,15 @@ class ImageModel(keras.Model):
         """The classes' names in the order of the outputs, where they are known."""
         # Keras wraps what a model holds.
         return self._class_names and tuple(self._class_names)
+
+    @property
+    def pyramid_outputs(self) -> dict:
+        """The last feature map of each grid, see `keras_lkca.models.feature_levels`.
+
+        With `keras.Model(model.input, model.pyramid_outputs)` they are a backbone for
+        whatever takes several levels.
+        """
+        return feature_levels(self)
 
     @property
     def quantized_layers(self) -> dict:
@@ -532,9 +542,10 @@ def check_class_names(class_names, output_shape):
     names = as_names(class_names)
     fits = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
     if fits:
-        # One column decides between two classes.
+        # One column decides between two classes. Of pixels each has the columns.
         columns = 1 if len(names) == 2 and output_shape[-1] == 1 else len(names)
-        fits = tuple(output_shape) == (None, columns) and len(names) > 1
+        fits = len(output_shape) in (2, 4) and output_shape[-1] == columns
+        fits = fits and len(names) > 1
     if not fits:
         raise ValueError(
             "`class_names` must be a string for each of the classifier's classes, in "

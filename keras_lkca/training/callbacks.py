@@ -81,7 +81,7 @@ class Progress(keras.callbacks.Callback):
         parts = [f"epoch {self._epoch + 1}/{epochs}"]
         if not end:
             parts.append(f"step {step}/{self.steps}")
-        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy", "val_mean_iou"):
             if name in logs:
                 parts.append(f"{name} {logs[name]:.4f}")
         parts += [shown, f"{_duration(seconds)} left"]
@@ -293,8 +293,9 @@ def epoch_of(path):
 def best_epoch(rows):
     """Return the number of the best epoch, from 1 on.
 
-    It is the first with the highest `val_accuracy`, or, where there is none, with the
-    lowest `val_loss`; without validation images it is the last.
+    It is the first with the highest `val_mean_iou` of a segmenter, else with the
+    highest `val_accuracy`, or, where there is none, with the lowest `val_loss`;
+    without validation images it is the last.
 
     Example:
 
@@ -302,7 +303,7 @@ def best_epoch(rows):
     >>> best_epoch([{"val_accuracy": 0.2}, {"val_accuracy": 0.4}])
     2
     """
-    for name, sign in (("val_accuracy", 1), ("val_loss", -1)):
+    for name, sign in (("val_mean_iou", 1), ("val_accuracy", 1), ("val_loss", -1)):
         if name in rows[0]:
             return 1 + int(np.argmax([sign * row[name] for row in rows]))
     return len(rows)

@@ -25,6 +25,11 @@ def check_teacher(teacher, model, names, task):
             "`teacher` must be a Keras model, a classifier of the same images. "
             f"Received: teacher={teacher!r}"
         )
+    if task == "segmentation":
+        raise ValueError(
+            "`teacher` is for classifiers of images; a segmenter learns from masks "
+            "alone. Received: a teacher for a segmenter"
+        )
     try:
         shape, columns = classifiers.check_shapes(teacher)
         # A model of logits on several columns does not say which task it is of.

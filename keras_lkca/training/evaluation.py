@@ -5,7 +5,9 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.batches import as_one_hot
+from keras_lkca.data.masks import as_masks
 from keras_lkca.files import shown
+from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import (
     as_images,
     check_shapes,
@@ -16,17 +18,21 @@ from keras_lkca.models.classifiers import (
     task_of,
     warn_if_scaled,
 )
+from keras_lkca.training.segmentation import compare_masks
 
 
 def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False):
     """Classify images and compare with their labels.
 
     Args:
-        model: A classifier that returns logits, or ends with a softmax or a sigmoid.
+        model: A classifier that returns logits, or ends with a softmax or a sigmoid;
+            or a segmenter, as `keras_lkca.LKCASegmenter`.
         images: Array of images in [0, 255], `(n, height, width, channels)`.
         labels: Integer array `(n,)`, or shares of the classes `(n, classes)` that sum
             to 1, of which the largest is the true class; for one column `(n,)` or
-            `(n, 1)` of 0 and 1; for several labels an image `(n, classes)` of 0 and 1.
+            `(n, 1)` of 0 and 1; for several labels an image `(n, classes)` of 0 and 1;
+            for a segmenter masks, integers `(n, height, width)`, -1 or 255 for pixels
+            to ignore.
         batch_size: Images per step.
         mirror: Whether to take the mean of the probabilities, not of the logits, of an
             image and of its mirror image. Not for images such as digits, which
@@ -42,7 +48,9 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
         of right predictions, from 0, the best, to 1. For several labels an image the
         accuracy is the share of all answers that are right, `test_auc` the mean area
         under the labels' ROC curves, there is a matrix `(classes, 2, 2)` of no and yes
-        for each label, and no `test_ece`.
+        for each label, and no `test_ece`. Of a segmenter all is counted in pixels, and
+        there is `test_mean_iou`, the mean over the classes of the intersection of
+        truth and prediction over their union, instead of the calibration error.
 
     Raises:
         ValueError: If the images or the labels are not as above.
@@ -57,6 +65,12 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
     (['test_accuracy', 'test_ece', 'test_loss', 'test_top5_accuracy'], 397)
     """
     check_positive_int("batch_size", batch_size)
+    if classifiers.is_segmenter(model):
+        _, classes = check_shapes(model, pixels=True)
+        images = as_images(model, images)
+        warn_if_scaled(model, images)
+        masks = as_masks(labels, images.shape[:3], classes)
+        return compare_masks(model, images, masks, batch_size, mirror)
     # A classifier of vectors has nothing that images must be.
     if len(getattr(model, "input_shape", None) or ()) != 2:
         check_shapes(model)
@@ -222,13 +236,14 @@ def per_class(confusion, names):
 
 
 def curves(rows, title, best, held_out="validation"):
-    """Draw loss and accuracy over the epochs, the best one marked."""
+    """Draw loss and accuracy, or mean IoU, over the epochs, the best one marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     figure.suptitle(_literal(title))
     epochs = [row["epoch"] for row in rows]
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    keys = "loss", "mean_iou" if "mean_iou" in rows[0] else "accuracy"
+    for axes, key in zip(figure.subplots(1, 2), keys, strict=True):
         for prefix, name in (("", "training"), ("val_", held_out)):
             if prefix + key not in rows[0]:
                 continue
@@ -236,7 +251,7 @@ def curves(rows, title, best, held_out="validation"):
             axes.plot(epochs, values, marker="o" if len(rows) < 30 else "", ms=3)
             axes.lines[-1].set_label(name)
         axes.axvline(best, color="0.6", lw=1, ls="--", label=f"best epoch, {best}")
-        axes.set(xlabel="epoch", ylabel=key)
+        axes.set(xlabel="epoch", ylabel=key.replace("mean_iou", "mean IoU"))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     axes.legend()

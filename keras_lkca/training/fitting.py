@@ -22,23 +22,34 @@ from keras_lkca.data.batches import (
     as_one_hot,
     check_batch_size,
     check_class_weight,
+    check_for_masks,
     check_known,
     check_mixing,
     check_numbers,
     weights_of_all,
 )
+from keras_lkca.data.masks import as_masks
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
     check_shapes,
     class_names,
     gives_probabilities,
+    is_segmenter,
     outputs_of,
+    probabilities,
     task_of,
     warn_if_scaled,
 )
 from keras_lkca.models.image_model import as_names, given_name
-from keras_lkca.training import callbacks, distillation, evaluation, temperature
+from keras_lkca.models.segmenter import default_colors
+from keras_lkca.training import (
+    callbacks,
+    distillation,
+    evaluation,
+    segmentation,
+    temperature,
+)
 from keras_lkca.training.freezing import check_head, frozen_epochs, head_alone
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
@@ -88,7 +99,7 @@ def fit(
     freeze=LEFT_OUT,
     teacher=None,
 ) -> dict:
-    """Train a Keras classifier and keep everything that came of it.
+    """Train a Keras classifier or segmenter and keep everything that came of it.
 
     Any functional or Sequential classifier of images: a model of this library, of your
     own, or of another. The validation images choose the best epoch; the test images are
@@ -96,7 +107,8 @@ def fit(
 
     Writes into `output`: `config.json` (all that repeats the run), `history.csv`,
     `best.keras` and `last.keras` after every epoch; `metrics.json`, and with matplotlib
-    installed `curves.png` and `confusion.png`, at the end. Each is written whole or not
+    installed `curves.png` and `confusion.png`, of a segmenter `samples.png` too, at the
+    end. Each is written whole or not
     at all. A run that was killed goes on with `resume=True` and ends with the weights
     that it would have had without a break, under the same backend.
 
@@ -105,7 +117,11 @@ def fit(
             `(batch, classes)`, as every model of this library is: one class out of
             many by a softmax or logits, yes or no by one column, any number of labels
             by a sigmoid on several columns, or by logits where the labels are such
-            (those of arrays; of a dataset's batches only the model tells). One that is
+            (those of arrays; of a dataset's batches only the model tells). Or to a
+            class for each pixel, `(batch, height, width, classes)`, as
+            `keras_lkca.LKCASegmenter` does: the labels are masks then, what is said of
+            accuracy holds of pixels, and the best epoch is that of the highest mean
+            intersection over union. One that is
             not compiled, or was by this function, is compiled with the recipe's
             optimizer and loss. One that you compiled keeps your optimizer, loss and
             metrics, and may end with anything where there is no `test`; the recipe
@@ -113,9 +129,10 @@ def fit(
             labels, as `"sparse_categorical_crossentropy"`, gets them.
         train: Pair of arrays, images in [0, 255] `(n, height, width, channels)` and
             labels: integers `(n,)`, or shares `(n, classes)`; for one column 0 and 1;
-            for several labels an image `(n, classes)` of 0 and 1, the rows of any sum.
-            Or a dataset of batches of them, with weights of the images as a third if
-            you like, which count in the training alone:
+            for several labels an image `(n, classes)` of 0 and 1, the rows of any sum;
+            for a segmenter masks, integers `(n, height, width)`, -1 or 255 for pixels
+            to ignore. Or a dataset of batches of them, with weights of the images as a
+            third if you like, which count in the training alone and are not for masks:
             `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
             iterable with a length, see `keras_lkca.data.dataset_batches`. Do not
             repeat it: each epoch begins it anew. Leave augmentation to the recipe.
@@ -125,7 +142,8 @@ def fit(
         test: Likewise, or `None`. Labels that are shares of classes count as the class
             of the largest. The same object as `validation` chooses the best epoch by
             the test images, as many papers report, which flatters.
-        recipe: Defaults to `Recipe.long()`; on resuming to the run's.
+        recipe: Defaults to `Recipe.long()`, of a segmenter to `Recipe.segmentation()`;
+            on resuming to the run's.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch. What
             is left out is the run's; what is given must be the run's.
@@ -142,7 +160,8 @@ def fit(
         class_weight: What an image of each class counts in the training's loss: a
             dictionary of class, by number or name, to weight, 1 for those it leaves
             out; a sequence of a weight per class; or, for arrays, `"balanced"`:
-            `n / (classes * count)` of the training images. Validation counts all alike.
+            `n / (classes * count)` of the training images, of a segmenter of their
+            pixels. Validation counts all alike.
         facts: `keras_lkca.data.Dataset` of the images, as `from_directory` returns it:
             whether they may be mirrored, and the mean that fills what is erased.
         name: What the run is called in its files. Defaults to the name that the model
@@ -202,7 +221,8 @@ def fit(
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
     resume = check_flag("resume", resume)
-    shape, classes = check_shapes(model)
+    shape, classes = check_shapes(model, pixels=True)
+    dense = is_segmenter(model)
     if not model.trainable_weights:
         raise ValueError(
             "`model` has no trainable weights, so nothing would be learned: set "
@@ -225,7 +245,7 @@ def fit(
         {**plain(given(arguments)), **about}, config, {**DEFAULTS, **about}
     )
     check_arguments(arguments)
-    recipe = Recipe.from_dict(arguments["recipe"] or {})
+    recipe = recipe_of(arguments, dense)
     arguments["recipe"] = recipe.to_dict()
     frozen = frozen_epochs(arguments["freeze"], recipe.epochs)
     if frozen:
@@ -248,18 +268,23 @@ def fit(
             "`patience` of the recipe needs `validation`, by which it tells a better "
             f"epoch. Received: patience={recipe.patience!r}, validation=None"
         )
-    train = _arrays(train, "train", shape, classes) if _is_pair(train) else train
+    if _is_pair(train):
+        train = _arrays(train, "train", shape, classes, dense)
     if isinstance(validation, numbers.Real):
         train, validation = hold_out(train, validation, arguments["seed"], "validation")
     held_out = {"validation": validation, "test": test}
     for split, images in held_out.items():
         if images is not None:
             _check_source(images, split)
-            held_out[split] = _arrays(images, split, shape, classes)
+            held_out[split] = _arrays(images, split, shape, classes, dense)
     validation, test = held_out.values()
     pairs = {"train": train, "validation": validation, "test": test}
     pairs = {name: pair for name, pair in pairs.items() if _is_pair(pair)}
-    task = _task(model, pairs)
+    task = "segmentation" if dense else _task(model, pairs)
+    weights = arguments["class_weight"] if dense else None
+    if weights == "balanced":
+        check_known(weights if not _is_pair(train) else None)
+        weights = segmentation.balanced(train[1], classes)
     # Once: what is scaled is so everywhere.
     scaled = False
     for split, (images, _) in pairs.items():
@@ -270,7 +295,7 @@ def fit(
     def compiled(first_epoch, recipe=recipe):
         total, jit = recipe.epochs * steps, arguments["jit_compile"]
         step, taught = first_epoch * steps, teacher is not None
-        return _compile(model, recipe, total, jit, task, step, taught)
+        return _compile(model, recipe, total, jit, task, step, taught, weights)
 
     averaging = compiled(frozen)
     if teacher is not None:
@@ -278,7 +303,7 @@ def fit(
     batches, labels_of = _batches(
         train, model, recipe, facts, arguments, pipeline, steps, scaled
     )
-    if test is not None:
+    if test is not None and not dense:
         _check_test(model, test[1], task)
     name = name or given_name(model)
     current = {
@@ -396,6 +421,13 @@ def fit(
     return _finish(model, config, folder, rows, splits, names, task, frozen)
 
 
+def recipe_of(arguments, dense):
+    """Return the recipe of a run's arguments, or the default one."""
+    if arguments["recipe"] is not None:
+        return Recipe.from_dict(arguments["recipe"])
+    return Recipe.segmentation() if dense else Recipe.long()
+
+
 def check_arguments(arguments):
     """Raise a `ValueError` for what no run can have."""
     if arguments["pipeline"] not in (None, *data.PIPELINES):
@@ -449,7 +481,7 @@ def _check_source(source, name):
     )
 
 
-def _arrays(source, name, shape, classes):
+def _arrays(source, name, shape, classes, dense):
     """Return images and labels as arrays that fit the model, a dataset read whole."""
     if not _is_pair(source):
         # Without weights, which are for the training.
@@ -467,6 +499,8 @@ def _arrays(source, name, shape, classes):
             f"The images of `{name}` must be {('n', *shape)}, as the model takes them. "
             f"Received: {images.shape}"
         )
+    if dense:
+        return images, as_masks(labels, images.shape[:3], classes)
     one_hot = as_one_hot(labels, len(images), classes)
     if classes == 1:
         integers, exact = one_hot[:, 0].astype(int), np.isin(one_hot, (0, 1))
@@ -549,11 +583,11 @@ def _compiled_here(model):
     return optimizer is None or optimizer.name == OPTIMIZER
 
 
-def _compile(model, recipe, total_steps, jit_compile, task, first_step, taught):
+def _compile(model, recipe, total, jit_compile, task, first_step, taught, weights):
     """Compile the model unless the user did, and return what averages its weights."""
     if _compiled_here(model):
         jit = "auto" if jit_compile is None else jit_compile
-        recipe.compile(model, total_steps, jit, task, first_step, taught)
+        recipe.compile(model, total, jit, task, first_step, taught, weights)
         return recipe.callbacks()
     print(
         "the model keeps the optimizer, loss and metrics that it was compiled with; "
@@ -566,15 +600,21 @@ def _compile(model, recipe, total_steps, jit_compile, task, first_step, taught):
 
 def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     """Return the batches from an epoch on, and the labels that the loss takes."""
-    _, classes = check_shapes(model)
+    _, classes = check_shapes(model, pixels=True)
+    dense = is_segmenter(model)
     loss = model.loss
     loss = loss if isinstance(loss, str) else getattr(loss, "name", None) or str(loss)
     one_hot = "sparse" not in loss.lower()
     images = train[0] if _is_pair(train) else None
     augmentation = augmentation_of(recipe, facts, images, model.input_shape[-1])
-    check_mixing(augmentation, one_hot)
-    class_weight = arguments["class_weight"]
-    if _is_pair(train):
+    class_weight = None if dense else arguments["class_weight"]
+    if dense:
+        check_for_masks(augmentation)
+    else:
+        check_mixing(augmentation, one_hot)
+    if dense:
+        pass  # the loss weighs the pixels
+    elif _is_pair(train):
         weights_of_all(class_weight, as_one_hot(train[1], len(train[1]), classes))
     else:
         check_known(class_weight)
@@ -602,6 +642,8 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
         )
 
     def labels_of(labels):
+        if dense:
+            return labels.astype("int32")
         one_hot_labels = as_one_hot(labels, len(labels), classes)
         return one_hot_labels if one_hot else one_hot_labels.argmax(-1)
 
@@ -646,7 +688,7 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
     validation, test, on_test = splits
     arguments, best = config["arguments"], callbacks.best_epoch(rows)
     batch_size = arguments["recipe"]["batch_size"]
-    results, scores = {"last": {}, "best": {}}, {}
+    results, scores, samples = {"last": {}, "best": {}}, {}, None
     for name, epoch in (("best", best), ("last", len(rows))):
         results[name]["epoch"] = epoch
         # Into the model in hand: its own layers may be registered nowhere.
@@ -658,19 +700,31 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
             callbacks.keep(model, folder / f"{name}.keras", epoch)
         if epoch not in scores:
             figures, confusion, known = {}, None, None
-            if test is not None:
+            if test is not None and task == "segmentation":
+                figures, confusion = segmentation.compare_masks(
+                    model, *test, batch_size
+                )
+            elif test is not None:
                 tested = task or evaluation.task_with(model, test[1])
                 logits = not gives_probabilities(model)
                 outputs = outputs_of(model, test[0], batch_size)
                 known = outputs, test[1]
                 figures, confusion = evaluation.compare(*known, tested, logits)
-            if validation is not None and not on_test and task:
+            calibrated = task not in (None, "segmentation")
+            if validation is not None and not on_test and calibrated:
                 options = validation, known, batch_size, task
                 figures = figures | temperature.report(model, *options)
             scores[epoch] = figures, confusion
         results[name] |= scores[epoch][0]
+        if task == "segmentation" and samples is None:  # the best model's
+            some = [part[:4] for part in test or validation or ((), ())]
+            if len(some[0]):
+                guess = probabilities(model, some[0], batch_size)
+                samples = *some, guess.argmax(-1)
         if not on_test and "val_accuracy" in rows[0]:
             results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
+        if not on_test and "val_mean_iou" in rows[0]:
+            results[name]["validation_mean_iou"] = rows[epoch - 1]["val_mean_iou"]
     chosen = "validation images" if "val_loss" in rows[0] else "nothing: the last one"
     seconds = sum(row["seconds"] for row in rows)
     metrics = {
@@ -704,13 +758,24 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
     confusion = scores[best][1]
     if test is not None:
         metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
+    if test is not None and task == "segmentation":
+        metrics["best_per_class_iou"] = segmentation.per_class_iou(confusion, names)
     _draw(config, folder, rows, best, on_test, names, confusion)
+    if samples is not None and importlib.util.find_spec("matplotlib") is not None:
+        colors = getattr(model, "class_colors", None)
+        if colors is None:
+            colors = default_colors(len(names))
+        title = config.get("name") or "segmentation"
+        with atomic(folder / "samples.png") as path:
+            figure = segmentation.side_by_side(*samples, colors, names, title)
+            figure.savefig(path, dpi=120)
     write_json(folder / "metrics.json", metrics)
     reached = ""
     if test is not None:
+        key = "test_mean_iou" if task == "segmentation" else "test_accuracy"
         reached = (
-            f"test accuracy {metrics['last']['test_accuracy']:.2%} after the last "
-            f"epoch, {metrics['best']['test_accuracy']:.2%} after the best, {best}; "
+            f"{key.replace('_', ' ').replace('iou', 'IoU')} {metrics['last'][key]:.2%} "
+            f"after the last epoch, {metrics['best'][key]:.2%} after the best, {best}; "
         )
     print(f"{reached}wrote {shown(folder)}")
     return metrics

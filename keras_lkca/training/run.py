@@ -4,12 +4,15 @@ import dataclasses
 import pathlib
 
 import keras
+import numpy as np
 
 from keras_lkca import data
 from keras_lkca.checks import check_rate
 from keras_lkca.data.folders import statistics
+from keras_lkca.data.masks import is_mask_directory
 from keras_lkca.internals import sublayers
-from keras_lkca.models import adapt
+from keras_lkca.models import LKCASegmenter, adapt
+from keras_lkca.models.classifiers import is_segmenter
 from keras_lkca.models.image_model import given_name, read_model
 from keras_lkca.models.presets import PRESETS, check_preset
 from keras_lkca.training import fitting
@@ -26,6 +29,7 @@ from keras_lkca.training.state import (
 # What is trained where no preset is named, the first where no kind is either.
 MODELS = {"net": "lkca_net_08m", "lkca": "lkca_vit_tiny", "vit": "vit_tiny"}
 SELECT = ("validation", "test")
+TASKS = ("classification", "segmentation")
 # What a folder given as dataset holds out for the test, if it has no test/ of its own.
 TEST_SHARE = 0.2
 # What `model_options` may hold of a model that is there already.
@@ -36,6 +40,8 @@ DEFAULTS = {
     "preset": None,
     "start_from": None,
     "teacher": None,
+    "task": "classification",
+    "ignore": 255,
     "data_dir": None,
     "fraction": 1.0,
     "validation_split": 0.1,
@@ -71,6 +77,8 @@ def train(
     start_from=LEFT_OUT,
     freeze=LEFT_OUT,
     teacher=LEFT_OUT,
+    task: str = LEFT_OUT,
+    ignore=LEFT_OUT,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
@@ -87,13 +95,15 @@ def train(
         dataset: A name of `keras_lkca.data.DATASETS`, or a folder of class folders of
             images. A folder that holds folders `train` and `test` has its split, and
             `val` beside them validates; of another a fifth is held out for the test,
-            the same whatever the seed.
+            the same whatever the seed. For `task="segmentation"` a folder of folders
+            `images` and `masks`, or one that holds such in folders `train`, `test` and
+            if you like `val`, see `keras_lkca.data.from_mask_directory`.
         model: `"net"` for `keras_lkca.LKCANet`, `"lkca"` for the paper's
             `keras_lkca.LKCAViT`, `"vit"` for the softmax-attention baseline. Defaults
             to the preset's.
         preset: A name of `keras_lkca.list_presets()`. Defaults to `lkca_net_08m`, to
             `lkca_vit_tiny` with `model="lkca"`, to `vit_tiny` with `model="vit"`.
-        recipe: Defaults to `Recipe.long()`.
+        recipe: Defaults to `Recipe.long()`, or `Recipe.segmentation()`.
         output: Folder to write to. Defaults to a new one below `runs/`.
         resume: Whether to continue the run in `output` after its last whole epoch.
             It ends with the weights that it would have had without a break. What is
@@ -109,7 +119,8 @@ def train(
         model_options: Arguments of the model that override the preset's, such as
             `{"num_kernels": 4, "patch_size": 2}`.
         image_size: The (height, width), or one integer, that a folder's images are
-            resized to. Defaults to 64.
+            resized to. Defaults to 64, for `task="segmentation"` to their own size,
+            where it is the same.
         on_error: `"raise"` or `"skip"`, for a folder's files that cannot be decoded.
         pipeline: Where the augmentation runs, see `keras_lkca.data.training_batches`.
             Defaults to `"tf.data"` on a CPU where TensorFlow is installed, else to
@@ -134,6 +145,12 @@ def train(
         teacher: A `.keras` file, or the name of a trained preset, of the same images
             and classes, whose answers are learned beside the labels, see
             `keras_lkca.training.fit`. To resume, the file is needed again.
+        task: `"classification"` of images, or `"segmentation"`, a class for every
+            pixel, by an `keras_lkca.LKCASegmenter` on what `model` or `preset` name.
+            With `start_from` a segmenter learns on, or one is built on what a
+            classifier learned.
+        ignore: For `task="segmentation"`, the value in the masks of pixels to ignore,
+            or several, beside 255.
 
     Returns:
         What `metrics.json` holds.
@@ -160,6 +177,8 @@ def train(
         "preset": preset,
         "start_from": start_from,
         "teacher": teacher,
+        "task": task,
+        "ignore": ignore,
         "data_dir": data_dir,
         "fraction": fraction,
         "validation_split": validation_split,
@@ -204,7 +223,8 @@ def train(
     if not config:
         about["preset"] = preset
     teacher = None if about["teacher"] is None else _teacher(about["teacher"])
-    recipe = Recipe.from_dict(settings["recipe"] or {})
+    dense = about["task"] == "segmentation"
+    recipe = fitting.recipe_of(settings, dense)
     train, test, validation, facts = _load(found)
     if about["select"] == "test":
         validation = test
@@ -225,6 +245,9 @@ def train(
         }
         if about["dtype"]:
             options["dtype"] = about["dtype"]
+        if dense:
+            family = LKCASegmenter
+            options["class_colors"] = facts.class_colors or None
         network, origin = family.from_preset(preset, **options), preset
     else:
         network = _carried(source, about, facts, recipe)
@@ -310,7 +333,17 @@ def _carried(source, about, facts, recipe):
     """Return what a model learned, for a dataset's images and classes."""
     options, dtype = about["model_options"] or {}, about["dtype"]
     names = facts.class_names or None
+    onto = about["task"] == "segmentation" and not is_segmenter(source)
     try:
+        if onto:
+            patch_size = options.get("patch_size")
+            model = adapt(source, facts.input_shape, patch_size=patch_size)
+            model = _with(model, dtype, drop_path_rate=recipe.drop_path_rate)
+            colors = facts.class_colors or None
+            model = LKCASegmenter(
+                *(model, facts.num_classes), class_names=names, class_colors=colors
+            )
+            return _thawed(model)
         model = adapt(
             source,
             facts.input_shape,
@@ -326,8 +359,13 @@ def _carried(source, about, facts, recipe):
             f"{facts.input_shape} and the {facts.num_classes} classes of the dataset. "
             f"{error} Received: start_from={about['start_from']!r}"
         ) from error
+    return _thawed(model)
+
+
+def _thawed(model):
+    """Return a model all of which is trained, also what a run had frozen in it."""
     for layer in (model, *sublayers(model)):  # what is set already sets none within
-        layer.trainable = True  # also what a run had frozen when it was kept
+        layer.trainable = True
     return model
 
 
@@ -354,7 +392,11 @@ def _check(arguments):
             f"`dataset` must be one of {sorted(data.DATASETS)}, or a folder of class "
             "folders. Received: dataset=None"
         )
-    for name, choices in (("model", (None, *MODELS)), ("select", SELECT)):
+    for name, choices in (
+        ("task", TASKS),
+        ("model", (None, *MODELS)),
+        ("select", SELECT),
+    ):
         if arguments[name] not in choices:
             raise ValueError(
                 f"`{name}` must be one of {choices}. "
@@ -366,6 +408,17 @@ def _check(arguments):
             "`preset` must be a size, of list_presets(trained=False), to train from "
             f"scratch; to train on, give start_from={preset!r} in its place. "
             f"Received: preset={preset!r}"
+        )
+    dense = arguments["task"] == "segmentation"
+    if dense and arguments["dataset"] in data.DATASETS:
+        raise ValueError(
+            "`dataset` must be a folder of images and masks for task='segmentation'. "
+            f"Received: dataset={arguments['dataset']!r}"
+        )
+    if not dense and arguments["ignore"] != 255:
+        raise ValueError(
+            "`ignore` is for task='segmentation'. "
+            f"Received: ignore={arguments['ignore']!r}"
         )
     if arguments["start_from"] is not None:
         _check_start(arguments)
@@ -416,10 +469,14 @@ def _load(arguments):
         validation, facts = None, data.describe(name)
         train = data.load(name, "train", arguments["data_dir"])
         test = data.load(name, "test", arguments["data_dir"])
+    elif arguments["task"] == "segmentation":
+        train, test, validation, facts = _mask_folder(arguments)
     else:
         train, test, validation, facts = _folder(arguments)
     if arguments["fraction"] < 1:
-        rows, _ = data.split(train[1], arguments["fraction"], seed)
+        # Of masks an image has no class by which it could be drawn.
+        alike = train[1] if train[1].ndim == 1 else np.zeros(len(train[1]), int)
+        rows, _ = data.split(alike, arguments["fraction"], seed)
         if not len(rows):
             raise ValueError(
                 f"`fraction` leaves none of the {len(train[1])} training images. "
@@ -478,6 +535,51 @@ def _folder(arguments):
             )
     facts = _at_least_two_classes(folder, facts)
     return (images, labels), others["test"], others["val"], facts
+
+
+def _mask_folder(arguments):
+    """Load a folder of images and masks, as `_folder` does one of classes."""
+    folder = pathlib.Path(arguments["dataset"])
+    if not folder.is_dir():
+        raise ValueError(
+            "`dataset` must be a folder of images and masks. "
+            f"Received: dataset={arguments['dataset']!r}"
+        )
+    options = arguments["image_size"], arguments["ignore"]
+    if is_mask_directory(folder):
+        images, masks, facts = data.from_mask_directory(folder, *options)
+        test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
+        if not len(test):
+            raise ValueError(
+                f"{folder} holds {len(images)} images, too few to hold out any for the "
+                "test."
+            )
+        mean, std = statistics(images[train])
+        facts = dataclasses.replace(facts, mean=mean, std=std)
+        train, test = ((images[rows], masks[rows]) for rows in (train, test))
+        return train, test, None, facts
+    found = {}
+    for split in ("train", "test", "val"):
+        if split == "val" and not (folder / split).is_dir():
+            continue
+        if not is_mask_directory(folder / split):
+            raise ValueError(
+                f"{folder} must hold folders images and masks, or folders train, test "
+                f"and if you like val that do. There are none in {folder / split}."
+            )
+        found[split] = data.from_mask_directory(folder / split, *options)
+    # A class may be missing in one of the parts.
+    count = max(facts.num_classes for *_, facts in found.values())
+    shapes = {facts.input_shape for *_, facts in found.values()}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The images of {folder} must be of one size, or `image_size` given. "
+            f"Received: {', '.join(str(shape[:2]) for shape in sorted(shapes))}"
+        )
+    *train, facts = found["train"]
+    facts = dataclasses.replace(facts, num_classes=count)
+    test, val = (found.get(split, (None, None))[:2] for split in ("test", "val"))
+    return tuple(train), test, None if val[0] is None else val, facts
 
 
 def _at_least_two_classes(folder, facts):

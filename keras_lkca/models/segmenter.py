@@ -1,0 +1,280 @@
+"""A class for every pixel."""
+
+import keras
+import numpy as np
+
+from keras_lkca.checks import check_choice, check_positive_int
+from keras_lkca.layers import TokenDense
+from keras_lkca.models.adaptation import adapt
+from keras_lkca.models.blocks import conv_norm
+from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.levels import feature_levels
+from keras_lkca.models.presets import check_preset
+
+# Of `from_preset`, what is not the backbone's.
+_OWN = (
+    *("decoder_dim", "levels", "classifier_activation", "class_names"),
+    *("class_colors", "name", "trainable"),
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class LKCASegmenter(ImageModel):
+    """Tell the class of every pixel, from a backbone's feature maps of several grids.
+
+    A light feature pyramid: each level is normalised and projected to `decoder_dim`
+    channels; from the coarsest on it is resized to the next finer grid, added and
+    smoothed by a convolution of 3 x 3. At the finest a Dense layer classifies, and its
+    logits are resized to the image.
+
+    On large grids is where large kernels are at their best: an LKCA layer mixes all of
+    60 x 45 tokens in the time in which softmax attention mixes a tenth of them.
+
+    Args:
+        backbone: A functional Keras model of images of one size, such as `LKCANet`,
+            `LKCAViT` or one of your own. Its layers become this model's, with their
+            weights; what comes after its feature maps is left out.
+        num_classes: Integer, 2 or above, the number of classes.
+        decoder_dim: Positive integer, channels of the pyramid.
+        levels: Sequence of names of `backbone.pyramid_outputs`, such as
+            `("P2", "P3")`; of any model they are those of
+            `keras_lkca.models.feature_levels`. Defaults to all with a stride of 2
+            pixels or more, or else to all.
+        classifier_activation: `None` for logits, `"softmax"` for probabilities.
+        class_names: Sequence of strings, one per class, which travel with the saved
+            model; `None` where they are not known.
+        class_colors: Sequence of (red, green, blue) in [0, 255], one per class, which
+            travel with it too; `None` for `default_colors`.
+        dtype: Dtype or dtype policy of the pyramid; `None` is the backbone's.
+        name: Name of the model, or `None`.
+        trainable: Whether its weights are to be trained.
+        **unknown: Nothing; refused with the nearest name.
+
+    Input shape:
+        That of the backbone, `(batch, height, width, channels)`. It need not be
+        square, nor a multiple of a token's size with `LKCANet`.
+
+    Output shape:
+        `(batch, height, width, num_classes)`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca import LKCANet, LKCASegmenter
+    >>> net = LKCANet((45, 60, 3), patch_size=4, embed_dim=(16, 32), depth=(1, 1))
+    >>> model = LKCASegmenter(net, num_classes=3, decoder_dim=16)
+    >>> tuple(model(np.zeros((1, 45, 60, 3), "uint8")).shape)
+    (1, 45, 60, 3)
+
+    References:
+        - Lin et al., "Feature Pyramid Networks for Object Detection", [arXiv
+          1612.03144](https://arxiv.org/abs/1612.03144), section 3.
+        - Li et al., [arXiv 2401.05738](https://arxiv.org/abs/2401.05738), for
+          segmentation by LKCA.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_classes: int = 2,
+        decoder_dim: int = 64,
+        levels=None,
+        classifier_activation=None,
+        class_names=None,
+        class_colors=None,
+        dtype=None,
+        name: str | None = None,
+        trainable: bool = True,
+        **unknown,
+    ):
+        if not isinstance(backbone, keras.Model):
+            raise ValueError(
+                "`backbone` must be a functional Keras model, such as LKCANet(...); by "
+                "a preset's name there is LKCASegmenter.from_preset. "
+                f"Received: backbone={backbone!r}"
+            )
+        num_classes = check_positive_int("num_classes", num_classes)
+        if num_classes < 2:
+            raise ValueError(
+                "`num_classes` must be 2 or above: what is not of the one class is of "
+                f"another. Received: num_classes={num_classes!r}"
+            )
+        decoder_dim = check_positive_int("decoder_dim", decoder_dim)
+        activation = check_choice(
+            "classifier_activation", classifier_activation, keras.activations
+        )
+        if activation not in (keras.activations.linear, keras.activations.softmax):
+            raise ValueError(
+                "`classifier_activation` must be None or 'softmax'. "
+                f"Received: classifier_activation={classifier_activation!r}"
+            )
+        found = feature_levels(backbone)
+        levels = _check_levels(levels, found)
+        policy = backbone.dtype_policy if dtype is None else dtype
+        policy = keras.dtype_policies.get(policy)
+        x = None
+        for level in reversed(levels):
+            part, tensor = level.lower(), found[level]
+            y = keras.layers.LayerNormalization(
+                epsilon=1e-5, dtype=policy, name=f"{part}_norm"
+            )(tensor)
+            y = TokenDense(decoder_dim, dtype=policy, name=f"{part}_lateral")(y)
+            if x is not None:
+                x = _resized(x, tensor.shape[1:3])
+                y = keras.layers.Add(dtype=policy, name=f"{part}_add")([x, y])
+            x = conv_norm(y, decoder_dim, 1, "gelu", policy, f"{part}_smooth")
+        precise = policy.variable_dtype
+        x = keras.layers.Dense(num_classes, dtype=precise, name="classifier")(x)
+        x = _resized(x, backbone.input_shape[1:3])
+        if activation is keras.activations.softmax:
+            x = keras.layers.Softmax(dtype=precise, name="probabilities")(x)
+        colors = _check_colors(class_colors, num_classes)
+        arguments = {
+            "backbone": keras.saving.serialize_keras_object(backbone),
+            "num_classes": num_classes,
+            "decoder_dim": decoder_dim,
+            "levels": levels,
+            "classifier_activation": classifier_activation
+            and keras.activations.serialize(activation),
+            "class_names": class_names,
+            "class_colors": colors,
+            "dtype": keras.dtype_policies.serialize(policy),
+        }
+        super().__init__(
+            backbone.input,
+            x,
+            class_names,
+            name,
+            trainable,
+            arguments=arguments,
+            unknown=unknown,
+        )
+        self.dtype_policy = policy
+        self._class_colors = colors
+
+    @property
+    def class_colors(self) -> np.ndarray:
+        """The classes' colours, uint8 `(classes, 3)`, those of none given too."""
+        if self._class_colors is None:
+            return default_colors(self.output_shape[-1])
+        return np.array([tuple(color) for color in self._class_colors], "uint8")
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str,
+        input_shape: tuple[int, int, int] | None = None,
+        num_classes: int = 2,
+        load_weights: bool = True,
+        **overrides,
+    ):
+        """Build a segmenter on the backbone that a preset names.
+
+        Args:
+            preset: A name of `keras_lkca.list_presets()`. What a trained one learned
+                is carried over to `input_shape` by `keras_lkca.models.adapt`.
+            input_shape: The images' (height, width, channels). Defaults to the
+                preset's, or else to (64, 64, 3).
+            num_classes: Integer, 2 or above, the number of classes.
+            load_weights: Whether a trained preset comes with its weights.
+            **overrides: Arguments of this class, or of the backbone's. `patch_size` is
+                4 unless given.
+
+        Returns:
+            An `LKCASegmenter`.
+
+        Raises:
+            ValueError: If there is no such preset, or an argument is not as above.
+
+        Example:
+
+        >>> from keras_lkca import LKCASegmenter
+        >>> model = LKCASegmenter.from_preset("lkca_net_03m", (48, 64, 3), 5)
+        >>> model.output_shape
+        (None, 48, 64, 5)
+        """
+        own = {key: overrides.pop(key) for key in _OWN if key in overrides}
+        trained = check_preset(preset).weights is not None and load_weights
+        if trained:
+            backbone = ImageModel.from_preset(preset, **overrides)
+            if input_shape is not None:
+                backbone = adapt(backbone, input_shape)
+        else:
+            shape = input_shape or check_preset(preset).arguments.get("input_shape")
+            overrides = {"patch_size": 4, "load_weights": False, **overrides}
+            backbone = ImageModel.from_preset(preset, shape or (64, 64, 3), **overrides)
+        return cls(backbone, num_classes, **own)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a model from what `get_config` returned."""
+        backbone = config["backbone"]
+        if not isinstance(backbone, keras.Model):
+            backbone = keras.saving.deserialize_keras_object(backbone, custom_objects)
+        return super().from_config({**config, "backbone": backbone}, custom_objects)
+
+
+def default_colors(count: int) -> np.ndarray:
+    """Return colours that are easy to tell apart, those of PASCAL VOC's masks.
+
+    Args:
+        count: Positive integer, how many.
+
+    Returns:
+        uint8 array `(count, 3)` of red, green, blue.
+
+    Example:
+
+    >>> from keras_lkca.models.segmenter import default_colors
+    >>> default_colors(3).tolist()
+    [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    """
+    numbers = np.arange(count)[:, None] >> np.arange(3)  # a bit of each colour
+    bits = np.stack([(numbers >> 3 * place) & 1 for place in range(8)])
+    return (bits << np.arange(7, -1, -1)[:, None, None]).sum(0).astype("uint8")
+
+
+def _resized(x, size):
+    """Return a feature map on another grid, between its values."""
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    # Not Keras's layer: what comes after it takes every call for training.
+    return keras.ops.image.resize(x, size, "bilinear", data_format="channels_last")
+
+
+def _check_levels(levels, found):
+    """Return the names of levels, the finest first."""
+    if levels is None:
+        levels = [name for name in found if int(name[1:]) > 0] or list(found)
+    unknown = (
+        [name for name in levels if name not in found]
+        if isinstance(levels, (list, tuple))
+        else [levels]
+    )
+    if unknown or not levels:
+        raise ValueError(
+            f"`levels` must be some of the backbone's, {', '.join(found)}. "
+            f"Received: levels={levels!r}"
+        )
+    return tuple(name for name in found if name in levels)
+
+
+def _check_colors(colors, count):
+    """Return colours as tuples of numbers, or raise a `ValueError`."""
+    if colors is None:
+        return None
+    try:
+        array = np.asarray(colors)
+        fits = array.shape == (count, 3) and array.dtype.kind in "ui"
+        fits = fits and 0 <= array.min() <= array.max() <= 255
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`class_colors` must be {count} triples of red, green, blue in [0, 255], "
+            f"one for each class. Received: class_colors={colors!r}"
+        )
+    return tuple(tuple(map(int, color)) for color in array)
