@@ -243,6 +243,32 @@ def positions():
                 )
 
 
+def camvid():
+    """Yield segmentations of street scenes by kernels of different reach.
+
+    The global kernel is one per layer, the others eight: nearly as many parameters.
+    """
+    for size in (None, 3, 15, 7, 31):
+        reach = "global" if size is None else f"{size}x{size}"
+        yield (
+            f"camvid-{reach}-seed0",
+            {
+                "dataset": "camvid",
+                "task": "segmentation",
+                "ignore": 11,
+                "preset": "lkca_net_03m",
+                "recipe": Recipe.segmentation(
+                    epochs=40, batch_size=8, learning_rate=2e-3
+                ),
+                "seed": 0,
+                "model_options": {
+                    "kernel_size": size,
+                    "num_kernels": 1 if size is None else 8,
+                },
+            },
+        )
+
+
 def others():
     """Yield trainings of what a Keras user would take instead, as published."""
     for dataset, epochs in (("cifar100", 30), ("cifar10", 10), ("cifar10", 30)):
@@ -260,7 +286,7 @@ def others():
 
 QUESTIONS = {
     **{"passes": passes, "others": others, "carried": carried, "tools": tools},
-    **{"positions": positions, "design": design},
+    **{"positions": positions, "camvid": camvid, "design": design},
     **{"scarcity": scarcity, "kernels": kernels, "rates": rates},
 }
 TOOLS = "carried", "tools", "positions"
@@ -292,8 +318,8 @@ def run(arguments):
         if arguments.only not in (None, name):
             continue
         print(f"== {name}", flush=True)
-        if options["dataset"] == "trashnet":  # a folder of images
-            options["dataset"] = pathlib.Path(arguments.data_dir) / "trashnet"
+        if options["dataset"] in ("trashnet", "camvid"):  # folders of images
+            options["dataset"] = pathlib.Path(arguments.data_dir) / options["dataset"]
         resume = (folder / "config.json").exists()
         if options.get("preset") in OTHERS:
             run_other(folder, resume, arguments, **options)

@@ -16,7 +16,11 @@ from keras_lkca.models.classifiers import (
     task_of,
 )
 from keras_lkca.training.distillation import Distillation, OfLabels
-from keras_lkca.training.segmentation import SegmentationLoss, metrics_of
+from keras_lkca.training.segmentation import (
+    MeanIoU,
+    PixelAccuracy,
+    SegmentationLoss,
+)
 
 # By which `fit` knows a model that it compiled before.
 OPTIMIZER = "adamw_of_recipe"
@@ -483,7 +487,7 @@ class Recipe:
         task = task or ("segmentation" if is_segmenter(model) else task_of(model))
         from_logits = not gives_probabilities(model)
         if task == "segmentation":
-            metrics = metrics_of(classes)
+            metrics = [PixelAccuracy(), MeanIoU(classes)]
         elif task == "categorical":
             metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
             if classes > 5:

@@ -120,11 +120,59 @@ class PixelAccuracy(keras.metrics.Mean):
         super().update_state(right, sample_weight=ops.cast(y_true >= 0, "float32"))
 
 
-def metrics_of(classes):
-    """Return Keras's metrics of a segmenter: accuracy and mean IoU."""
-    options = {"sparse_y_true": True, "sparse_y_pred": False, "axis": -1}
-    iou = keras.metrics.MeanIoU(classes, name="mean_iou", ignore_class=-1, **options)
-    return [PixelAccuracy(), iou]
+@keras.saving.register_keras_serializable(package="keras_lkca")
+class MeanIoU(keras.metrics.Metric):
+    """Mean over the classes of intersection over union, of the pixels that count.
+
+    What Keras's own does, which under torch counts the pixels one by one: two seconds
+    for four images of 240 x 180.
+
+    Args:
+        num_classes: Number of classes.
+        name: Name of the metric.
+        dtype: As for `keras.metrics.Metric`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.training.segmentation import MeanIoU
+    >>> metric = MeanIoU(2)
+    >>> outputs = np.array([[[[2, 1], [2, 1], [0, 1], [0, 1]]]])
+    >>> metric.update_state(np.array([[[0, 0, 1, -1]]]), outputs)
+    >>> float(metric.result())
+    1.0
+    """
+
+    def __init__(self, num_classes: int, name: str = "mean_iou", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.num_classes = num_classes
+        self.confusion = self.add_variable(
+            (num_classes, num_classes), initializer="zeros", name="confusion"
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Count a batch of masks and outputs; `sample_weight` is not used."""
+        kinds = self.num_classes
+        y_true = ops.reshape(ops.cast(y_true, "int32"), (-1,))
+        guess = ops.reshape(ops.argmax(y_pred, axis=-1), (-1,))
+        counted = ops.cast(y_true >= 0, "float32")[:, None]
+        true = ops.one_hot(ops.maximum(y_true, 0), kinds, dtype="float32") * counted
+        found = ops.matmul(
+            ops.transpose(true), ops.one_hot(guess, kinds, dtype="float32")
+        )
+        self.confusion.assign_add(ops.cast(found, self.confusion.dtype))
+
+    def result(self):
+        """Return the mean over the classes that are there or predicted."""
+        confusion = ops.convert_to_tensor(self.confusion)
+        common = ops.diagonal(confusion)
+        union = ops.sum(confusion, axis=0) + ops.sum(confusion, axis=1) - common
+        there = ops.cast(union > 0, confusion.dtype)
+        return ops.sum(common / ops.maximum(union, 1)) / ops.maximum(ops.sum(there), 1)
+
+    def get_config(self):
+        """Return the arguments."""
+        return {**super().get_config(), "num_classes": self.num_classes}
 
 
 def balanced(masks, classes):
