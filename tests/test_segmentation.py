@@ -1,0 +1,590 @@
+"""A class for every pixel: the model, masks, their augmentation, training, answers."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_lkca import LKCANet, LKCASegmenter, LKCAViT, ViT, data, deploy
+from keras_lkca.__main__ import main
+from keras_lkca.data.masks import as_masks
+from keras_lkca.models import ImageModel, adapt, feature_levels
+from keras_lkca.models.segmenter import default_colors
+from keras_lkca.training import Recipe, evaluate, fit, train
+from keras_lkca.training.segmentation import (
+    MeanIoU,
+    PixelAccuracy,
+    SegmentationLoss,
+    balanced,
+    intersection_over_union,
+)
+
+SIZE = (18, 22, 3)
+NAMES = "ground", "red", "green"
+
+
+def array(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def net(shape=SIZE, **arguments):
+    options = {"patch_size": 2, "stem_filters": (4,), "stem_depth": 1, "embed_dim": 8}
+    options |= {"depth": 1, "num_kernels": 2, "drop_path_rate": 0.0}
+    return LKCANet(shape, **{**options, **arguments})
+
+
+def segmenter(shape=SIZE, **arguments):
+    options = {"num_classes": 3, "decoder_dim": 8, "class_names": NAMES}
+    return LKCASegmenter(net(shape), **{**options, **arguments})
+
+
+def shaken(model, rng):
+    """A model whose weights all matter."""
+    for weight in model.weights:
+        if "seed" in weight.path:
+            continue
+        scale = 1.0 if weight.name in ("gamma", "moving_variance") else 0.0
+        weight.assign(scale + rng.normal(size=weight.shape) * 0.1)
+    return model
+
+
+def scenes(count, seed=0, shape=SIZE):
+    """Noise, a red or a green square on it, and the masks; the first row is ignored."""
+    rng = np.random.default_rng(seed)
+    height, width, _ = shape
+    images = rng.integers(0, 80, (count, *shape)).astype("uint8")
+    masks = np.zeros((count, height, width), "uint8")
+    for image, mask in zip(images, masks, strict=True):
+        (y, x), kind = rng.integers(1, 9, 2), rng.integers(1, 3)
+        image[y : y + 8, x : x + 9, kind - 1] += 150
+        mask[y : y + 8, x : x + 9] = kind
+    masks[:, 0] = 255
+    return images, masks
+
+
+def write_scenes(folder, count, seed=0, palette=True):
+    images, masks = scenes(count, seed)
+    for kind, pictures in (("images", images), ("masks", masks)):
+        (folder / kind).mkdir(parents=True)
+        for index, picture in enumerate(pictures):
+            picture = Image.fromarray(picture)
+            if kind == "masks" and palette:
+                # Of fewer colours PNG would keep 255 in fewer bits.
+                picture.putpalette([9, 9, 9, 255, 0, 0, 0, 255, 0] + [0] * 759)
+            picture.save(folder / kind / f"{index}.png")
+    return images, masks
+
+
+# Feature levels
+
+
+def test_levels_of_every_family():
+    several = net((32, 48, 3), embed_dim=(8, 16), depth=(1, 1))
+    found = {name: x.shape[1:] for name, x in several.pyramid_outputs.items()}
+    expected = {"P0": (32, 48, 4), "P1": (16, 24, 8), "P2": (8, 12, 16)}
+    assert found == {**expected, "P0": found["P0"]}
+    # The last of each grid, not the first.
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3))
+    levels = keras.Model(several.input, several.pyramid_outputs)(images)
+    last = several.get_layer("block_0_mixer_add").output
+    np.testing.assert_array_equal(
+        array(levels["P1"]), array(keras.Model(several.input, last)(images))
+    )
+    options = {"patch_size": 4, "embed_dim": 8, "depth": 1}
+    for model in (
+        LKCAViT((16, 24, 3), **options),
+        ViT((16, 24, 3), num_heads=2, **options),
+    ):
+        (level,) = model.pyramid_outputs.items()
+        assert (level[0], level[1].shape[1:]) == ("P2", (4, 6, 8))
+    assert list(feature_levels(keras.Model(several.input, several.output))) == [
+        *("P0", "P1", "P2")
+    ]
+
+
+def test_models_without_levels():
+    vectors = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="of images of one size"):
+        feature_levels(vectors)
+    flat = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    with pytest.raises(ValueError, match="must have a feature map"):
+        feature_levels(keras.Sequential(flat))
+
+
+# The model
+
+
+def test_it_is_kept_whole(tmp_path, rng):
+    colors = [(0, 0, 0), (200, 10, 0), (0, 255, 0)]
+    model = shaken(segmenter(class_colors=colors), rng)
+    model.get_layer("block_0_lkca").trainable = False
+    images, _ = scenes(2)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(array(again(images)), array(model(images)), atol=1e-6)
+    assert type(again) is LKCASegmenter and again.class_names == NAMES
+    assert again.class_colors.tolist() == [list(color) for color in colors]
+    assert not again.get_layer("block_0_lkca").trainable
+    assert len(again.trainable_weights) == len(model.trainable_weights)
+    assert model.output_shape == (None, 18, 22, 3)
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_it_folds_to_the_same(activation, rng):
+    model = shaken(segmenter(classifier_activation=activation), rng)
+    folded = deploy.fold(model)
+    images, _ = scenes(2)
+    np.testing.assert_allclose(array(folded(images)), array(model(images)), atol=1e-5)
+    assert folded.count_params() < model.count_params()
+    assert folded.class_names == NAMES
+    if activation:
+        np.testing.assert_allclose(array(model(images)).sum(-1), 1, atol=1e-5)
+
+
+def test_it_is_trained_in_half_precision():
+    model = LKCASegmenter(net(dtype="mixed_bfloat16"), 3, decoder_dim=8)
+    assert model.output.dtype == "float32"
+    Recipe.segmentation().compile(model, 2)
+    images, masks = scenes(4)
+    loss, *_ = model.train_on_batch(images, as_masks(masks, masks.shape, 3))
+    assert np.isfinite(float(loss))
+
+
+def test_on_a_backbone_of_another_making(rng):
+    images = keras.Input((20, 24, 1))
+    x = keras.layers.Conv2D(6, 3, 2, "same")(images)
+    model = LKCASegmenter(keras.Model(images, keras.layers.Conv2D(8, 3, 2)(x)), 2)
+    assert model.output_shape == (None, 20, 24, 2)
+    # What the backbone learned is the segmenter's.
+    backbone = shaken(net(), rng)
+    kernel = array(backbone.get_layer("block_0_lkca").kernel)
+    own = LKCASegmenter(backbone, 3).get_layer("block_0_lkca").kernel
+    np.testing.assert_array_equal(array(own), kernel)
+
+
+def test_presets_are_backbones():
+    options = {"decoder_dim": 8, "class_names": NAMES, "drop_path_rate": 0.0}
+    model = LKCASegmenter.from_preset("lkca_net_03m", (32, 40, 3), 3, **options)
+    assert model.output_shape == (None, 32, 40, 3) and model.class_names == NAMES
+    trained = LKCASegmenter.from_preset("lkca_net_08m_cifar10", (40, 40, 3), 3)
+    known = ImageModel.from_preset("lkca_net_08m_cifar10")
+    name = "block_3_lkca"
+    before, after = (array(x.get_layer(name).kernel) for x in (known, trained))
+    np.testing.assert_array_equal(after[2:-2, 2:-2], before)
+
+
+def test_carried_to_other_images_and_classes(rng):
+    model = shaken(segmenter(), rng)
+    images, _ = scenes(2)
+    same = adapt(model)
+    np.testing.assert_allclose(array(same(images)), array(model(images)), atol=1e-6)
+    other = adapt(model, (30, 40, 3), class_names=["green", "ground", "blue"])
+    assert other.output_shape == (None, 30, 40, 3)
+    assert other.class_names == ("green", "ground", "blue")
+    (old, _), (new, _) = (
+        x.get_layer("classifier").get_weights() for x in (model, other)
+    )
+    np.testing.assert_array_equal(new[:, :2], old[:, [2, 0]])
+    old, new = (array(x.get_layer("block_0_lkca").kernel) for x in (model, other))
+    np.testing.assert_array_equal(new[6:-6, 9:-9], old)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "`num_classes` must be 2 or above"),
+        ({"decoder_dim": 0}, "`decoder_dim` must be a positive integer"),
+        ({"levels": ["P7"]}, "`levels` must be some of the backbone's, P0, P1"),
+        ({"levels": "P1"}, "`levels` must be some"),
+        ({"classifier_activation": "sigmoid"}, "must be None or 'softmax'"),
+        ({"class_names": ["a", "b"]}, "`class_names` must be a string for each"),
+        ({"class_colors": [(0, 0, 0)]}, "`class_colors` must be 3 triples"),
+        ({"class_colors": [(0, 0, 300)] * 3}, "`class_colors` must be 3 triples"),
+        ({"class_colours": None}, "the nearest is .*class_colors"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        segmenter(**arguments)
+
+
+def test_bad_backbones():
+    with pytest.raises(ValueError, match="`backbone` must be a functional Keras model"):
+        LKCASegmenter("lkca_net_03m")
+    with pytest.raises(ValueError, match="no such preset|must be one of|nearest"):
+        LKCASegmenter.from_preset("lkca_net_3")
+
+
+def test_colors_are_all_different():
+    assert len({tuple(color) for color in default_colors(256).tolist()}) == 256
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flip": True, "crop_padding": 3},
+        {"flip": False, "crop_padding": 0, "zoom": 0.4},
+        {"flip": False, "crop_padding": 0, "rotation": 20.0},
+        {"flip": True, "crop_padding": 2, "zoom": 0.2, "rotation": 20.0, "repeats": 2},
+    ],
+)
+def test_a_mask_moves_with_its_image(options):
+    masks = np.zeros((4, 30, 40), "int16")
+    masks[:, 4:14, 6:24], masks[:, 16:26, 16:36], masks[:, :, :2] = 1, 2, -1
+    images = (60 + 60 * masks[..., None]).repeat(3, -1).astype("uint8")
+    moved, found = map(array, data.Augmentation(**options)(images, masks, (3, 4)))
+    assert found.dtype == "int32" and set(np.unique(found)) == {-1, 0, 1, 2}
+    repeated = options.get("repeats", 1)
+    assert not np.array_equal(found, np.repeat(masks, repeated, 0))
+    counted = found >= 0
+    alike = np.abs(moved[..., 0] - (60 + 60 * found)) < 25
+    assert alike[counted].mean() > (0.9 if len(options) > 2 else 0.999)
+    # What moved in is ignored: black, as no pixel was.
+    assert not (moved[..., 0] < 1)[counted].any()
+
+
+@pytest.mark.parametrize("pipeline", ["tf.data", "arrays"])
+def test_batches_of_masks(pipeline):
+    if pipeline == "tf.data":
+        pytest.importorskip("tensorflow")
+    images, masks = scenes(6)
+    options = {"pipeline": pipeline, "augmentation": None}
+    for augmentation in (None, data.Augmentation(crop_padding=1)):
+        options["augmentation"] = augmentation
+        batches = data.training_batches(images, masks, 4, 3, **options)
+        some, found = map(np.asarray, next(iter(batches)))
+        assert some.shape == (4, *SIZE) and some.dtype == "float32"
+        assert found.shape == (4, 18, 22) and found.dtype == "int32"
+        assert set(np.unique(found)) <= {-1, 0, 1, 2} and (found == -1).any()
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "name"),
+    [
+        ({"rand_augment": 2}, "rand_augment"),
+        ({"erase_probability": 0.5}, "erase_probability"),
+        ({"mix_probability": 0.5}, "mix_probability"),
+        ({"policy": "trivial"}, "policy"),
+    ],
+)
+def test_what_does_not_move_masks_is_refused(augmentation, name):
+    augmentation = data.Augmentation(**augmentation)
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        next(iter(data.training_batches(*scenes(4), 4, 3, augmentation)))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (np.zeros((2, 4, 5), int), r"integers \(2, 4, 4\)"),
+        (np.zeros((2, 4, 4)), "Masks must be integers"),
+        (
+            np.full((2, 4, 4), 3),
+            r"classes from 0 to 2.*Received: \[3\], first in mask 0",
+        ),
+        (np.full((2, 4, 4), -2), r"Received: \[-2\]"),
+    ],
+)
+def test_bad_masks(masks, message):
+    with pytest.raises(ValueError, match=message):
+        as_masks(masks, (2, 4, 4), 3)
+
+
+@pytest.mark.once
+def test_folders_of_masks(tmp_path):
+    images, masks = write_scenes(tmp_path / "a", 5)
+    (tmp_path / "classes.txt").write_text("\n".join([*NAMES, ""]))
+    found, own, facts = data.from_mask_directory(tmp_path / "a")
+    np.testing.assert_array_equal(found, images)
+    np.testing.assert_array_equal(own, as_masks(masks, masks.shape, 3))
+    assert (facts.num_classes, facts.class_names) == (3, NAMES)
+    assert facts.class_colors == ((9, 9, 9), (255, 0, 0), (0, 255, 0))
+    _, own, facts = data.from_mask_directory(tmp_path / "a", (9, 11), ignore=[0])
+    assert own.shape == (5, 9, 11) and not (own == 0).any()
+    assert facts.input_shape == (9, 11, 3)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "masks/1.png").unlink(), "1 of .*images have no file.*1.png"),
+        (lambda f: (f / "images/2.png").unlink(), "1 of .*masks have no file.*2.png"),
+        (
+            lambda f: Image.new("L", (5, 5)).save(f / "masks/0.png"),
+            "0.png.*the mask is 5 x 5 and the image 22 x 18",
+        ),
+        (
+            lambda f: Image.new("RGB", (22, 18)).save(f / "masks/0.png"),
+            "the mask is in colours.*palette image",
+        ),
+        (lambda f: (f / "masks/0.png").write_bytes(b"x"), "0.png: cannot identify"),
+        (
+            lambda f: Image.new("L", (22, 18), 9).save(f / "masks/0.png"),
+            "0.png holds the class 9, and classes.txt names 3",
+        ),
+        (
+            lambda f: [
+                Image.new(mode, (6, 7)).save(f / kind / "1.png")
+                for mode, kind in (("RGB", "images"), ("L", "masks"))
+            ],
+            "`image_size` is needed where images differ",
+        ),
+        (
+            lambda f: Image.new("RGB", (22, 18)).save(f / "images/0.jpg"),
+            "Two files of .*images have one name",
+        ),
+    ],
+)
+def test_folders_that_are_not_whole(change, message, tmp_path):
+    write_scenes(tmp_path, 3)
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    change(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        data.from_mask_directory(tmp_path)
+
+
+@pytest.mark.once
+def test_one_class_is_none(tmp_path):
+    write_scenes(tmp_path, 3)
+    with pytest.raises(ValueError, match="two classes or more"):
+        data.from_mask_directory(tmp_path, ignore=[1, 2])
+    with pytest.raises(FileNotFoundError, match="folders images and masks"):
+        data.from_mask_directory(tmp_path / "images")
+
+
+# Loss and metrics
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_the_loss_is_that_of_its_formula(from_logits, rng):
+    logits = rng.normal(size=(2, 3, 4, 3)).astype("float32")
+    masks = rng.integers(-1, 3, (2, 3, 4))
+    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    counted = masks >= 0
+    shares = np.eye(3)[np.maximum(masks, 0)]
+    own = np.array([1.0, 2.0, 0.5])
+    weights = own[np.maximum(masks, 0)] * counted
+    losses = -((0.9 * shares + 0.1 / 3) * np.log(chances)).sum(-1)
+    expected = (losses * weights).sum() / weights.sum()
+    p, y = chances * counted[..., None], shares * counted[..., None]
+    both = 1 - (2 * (p * y).sum((0, 1, 2)) + 1) / ((p + y).sum((0, 1, 2)) + 1)
+    expected += 0.3 * both.mean()
+    loss = SegmentationLoss(
+        from_logits, 0.1, dice_weight=0.3, class_weight=own.tolist()
+    )
+    loss = keras.losses.deserialize(keras.losses.serialize(loss))
+    found = float(loss(masks, logits if from_logits else chances))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_that_counts_is_no_loss():
+    masks = np.full((2, 3, 4), -1)
+    assert float(SegmentationLoss(dice_weight=1.0)(masks, np.ones((2, 3, 4, 3)))) == 0
+
+
+def test_metrics_pass_over_what_is_ignored(rng):
+    outputs = rng.normal(size=(4, 5, 6, 3))
+    masks = rng.integers(-1, 3, (4, 5, 6))
+    counted, guess = masks >= 0, outputs.argmax(-1)
+    accuracy, iou = PixelAccuracy(), MeanIoU(3)
+    for half in (slice(2), slice(2, 4)):
+        accuracy.update_state(masks[half], outputs[half])
+        iou.update_state(masks[half], outputs[half])
+    right = (guess == masks)[counted].mean()
+    assert float(accuracy.result()) == pytest.approx(right, rel=1e-5)
+    each = [
+        ((guess == k) & (masks == k)).sum()
+        / (((guess == k) | (masks == k)) & counted).sum()
+        for k in range(3)
+    ]
+    assert float(iou.result()) == pytest.approx(np.mean(each), rel=1e-5)
+    assert balanced(np.array([[0, 0, 0, 1, -1]]), 3) == [4 / 6, 4 / 2, 1.0]
+    assert np.isnan(intersection_over_union(np.array([[2, 0], [0, 0]]))[1])
+
+
+# Training and answers
+
+
+@pytest.mark.parametrize("pipeline", ["tf.data", "arrays"])
+def test_it_learns(pipeline, tmp_path):
+    if pipeline == "tf.data":
+        pytest.importorskip("tensorflow")
+    model = segmenter(class_colors=[(0, 0, 0), (255, 0, 0), (0, 255, 0)])
+    images, masks = scenes(40)
+    recipe = Recipe.segmentation(
+        **{"epochs": 12, "batch_size": 10, "learning_rate": 0.03, "crop_padding": 2},
+        **{"zoom": 0.1, "rotation": 5.0, "dice_weight": 0.5},
+    )
+    metrics = fit(
+        model,
+        (images, masks),
+        validation=scenes(8, 1),
+        test=scenes(8, 2),
+        recipe=recipe,
+        output=tmp_path / "run",
+        pipeline=pipeline,
+        class_weight="balanced",
+    )
+    assert metrics["best"]["test_mean_iou"] > 0.45
+    assert set(metrics["best_per_class_iou"]) == set(NAMES)
+    best = max(float(row) for row in history(tmp_path / "run", "val_mean_iou"))
+    assert metrics["best"]["validation_mean_iou"] == pytest.approx(best)
+    kept = keras.models.load_model(tmp_path / "run" / "best.keras")
+    scores, confusion = evaluate(kept, *scenes(8, 2))
+    assert scores == pytest.approx(
+        {k: v for k, v in metrics["best"].items() if k.startswith("test_")}, abs=1e-5
+    )
+    assert confusion.sum() == 8 * 17 * 22
+    found = deploy.predict_masks(kept, scenes(8, 2)[0], mirror=True)
+    assert (found == scenes(8, 2)[1])[:, 1:].mean() > 0.7
+
+
+def history(folder, name):
+    header, *rows = (folder / "history.csv").read_text().splitlines()
+    index = header.split(",").index(name)
+    return [row.split(",")[index] for row in rows]
+
+
+def test_a_run_goes_on_as_without_a_break(tmp_path):
+    images, masks = scenes(12)
+    recipe = Recipe.segmentation(epochs=3, batch_size=4, crop_padding=2)
+    models = []
+    for name in ("whole", "broken"):
+        keras.utils.set_random_seed(1)
+        models.append(segmenter())
+        options = {"recipe": recipe, "output": tmp_path / name}
+        extra = [StopAfter(2)] if name == "broken" else []
+        try:
+            fit(models[-1], (images, masks), **options, extra_callbacks=extra)
+        except KeyboardInterrupt:
+            models[-1] = segmenter()
+            fit(models[-1], (images, masks), output=tmp_path / name, resume=True)
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epochs:
+            raise KeyboardInterrupt
+
+
+def test_mirroring_turns_the_answer_back():
+    """Of a model that tells left from right, mirrored answers are the mirror's."""
+    images = keras.Input((4, 6, 1))
+    x = keras.layers.Rescaling(1 / 255)(images)
+    model = keras.Model(images, keras.layers.Dense(2)(x))
+    model.layers[-1].set_weights([np.array([[-4.0, 4.0]]), np.array([2.0, -2.0])])
+    picture = np.zeros((1, 4, 6, 1), "uint8")
+    picture[:, :, :2] = 255
+    for mirror in (False, True):
+        found = deploy.predict_masks(model, picture, mirror=mirror)
+        np.testing.assert_array_equal(found, picture[..., 0] > 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": True}, "`teacher` is for classifiers"),
+        ({"recipe": Recipe.long(epochs=1, batch_size=2)}, "must be 0 for masks"),
+        ({"class_weight": {"blue": 2}}, "`class_weight` must name classes"),
+        ({"train": (scenes(4)[0], np.zeros(4, int))}, "Masks must be integers"),
+        ({"train": (scenes(4)[0], scenes(4)[1] + 3)}, "Masks must hold classes"),
+    ],
+)
+def test_what_cannot_be_trained(change, message, tmp_path):
+    model = segmenter()
+    options = {"train": scenes(4), "recipe": Recipe.segmentation(batch_size=2)}
+    options |= change
+    if options.get("teacher"):
+        options["teacher"] = segmenter()
+    with pytest.raises(ValueError, match=message):
+        fit(model, output=tmp_path / "run", **options)
+    assert not list((tmp_path / "run").glob("*.keras"))
+
+
+def test_others_say_where_to_go(tmp_path):
+    model = segmenter()
+    with pytest.raises(ValueError, match="use keras_lkca.deploy.predict_masks"):
+        deploy.predict(model, scenes(1)[0])
+    with pytest.raises(ValueError, match="`model` must be a segmenter"):
+        deploy.predict_masks(net(), scenes(1)[0])
+    with pytest.raises(ValueError, match="`task` must be one of"):
+        train(tmp_path, task="detection")
+    with pytest.raises(ValueError, match="must be a folder of images and masks"):
+        train("cifar10", task="segmentation")
+    with pytest.raises(ValueError, match="`ignore` is for task='segmentation'"):
+        train(tmp_path, ignore=3)
+    with pytest.raises(ValueError, match="There are none in .*train"):
+        train(tmp_path, task="segmentation")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx", "litert", "torch"])
+def test_exports(format, tmp_path, rng):
+    for package in deploy.FORMATS[format].packages:
+        pytest.importorskip(package)
+    model = shaken(segmenter(), rng)
+    path = deploy.export(
+        model, tmp_path / f"out{deploy.FORMATS[format].ending}", format
+    )
+    images, _ = scenes(3)
+    found = deploy.FORMATS[format].read(path)(images.astype("float32"))
+    chances = array(keras.ops.softmax(model(images)))
+    np.testing.assert_allclose(found, chances, atol=1e-4)
+
+
+# The command line
+
+
+def test_from_the_command_line(tmp_path, capsys, rng):
+    for split, count in (("train", 12), ("test", 4)):
+        write_scenes(tmp_path / "scenes" / split, count, seed=count)
+    (tmp_path / "scenes" / "classes.txt").write_text("\n".join(NAMES))
+    folder, output = str(tmp_path / "scenes"), str(tmp_path / "run")
+    command = ["train", folder, "--task", "segmentation", "--preset", "lkca_net_03m"]
+    command += ["--model-set", "embed_dim=8", "depth=1", "stem_filters=[4]"]
+    command += ["num_kernels=2", "patch_size=2", "decoder_dim=8", "--epochs", "1"]
+    command += ["--batch-size", "4", "--class-weight", "red=2", "--output", output]
+    main([*command, "--set", "crop_padding=1"])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["best_per_class_iou"]) == set(NAMES)
+    model = keras.models.load_model(tmp_path / "run" / "best.keras")
+    assert model.class_colors[1].tolist() == [255, 0, 0]
+    assert (tmp_path / "run" / "samples.png").stat().st_size > 5000
+    capsys.readouterr()
+    main(["evaluate", f"{output}/best.keras", folder, "--json", f"{output}/e.json"])
+    text = capsys.readouterr().out
+    assert "mean IoU" in text and "green" in text
+    scores = json.loads((tmp_path / "run" / "e.json").read_text())
+    best = metrics["best"]["test_mean_iou"]
+    assert scores["mean_iou"] == pytest.approx(best, abs=1e-5)
+    picture = tmp_path / "photo.jpg"
+    Image.fromarray(scenes(1)[0][0]).resize((50, 40)).save(picture)
+    masks = tmp_path / "masks"
+    main(["predict", f"{output}/best.keras", str(picture), "--masks", str(masks)])
+    with Image.open(masks / "photo.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (50, 40))
+        values = np.asarray(mask)
+        assert mask.getpalette()[:6] == [9, 9, 9, 255, 0, 0]
+    (expected,) = deploy.predict_masks(model, [picture])
+    np.testing.assert_array_equal(values, expected)
+    with Image.open(masks / "photo-over.png") as over:
+        assert over.size == (50, 40)
+    # A classifier's weights become a segmenter's.
+    net().save(tmp_path / "net.keras")
+    carried = ["train", folder, "--task", "segmentation", "--start-from"]
+    carried += [str(tmp_path / "net.keras"), "--epochs", "1", "--batch-size", "4"]
+    main([*carried, "--output", str(tmp_path / "carried")])
+    again = keras.models.load_model(tmp_path / "carried" / "best.keras")
+    assert type(again) is LKCASegmenter and again.class_names == NAMES
