@@ -289,7 +289,7 @@ QUESTIONS = {
     **{"positions": positions, "camvid": camvid, "design": design},
     **{"scarcity": scarcity, "kernels": kernels, "rates": rates},
 }
-TOOLS = "carried", "tools", "positions"
+TOOLS = "carried", "tools", "positions", "camvid"
 SMALL_DATA = "scarcity", "kernels", "rates"
 
 
@@ -572,6 +572,17 @@ def report_tools(rows):
         accuracy = spread([run["last"]["test_accuracy"] for run in runs])
         lines.append([runs[0]["preset"], f"{stddev:g}", len(runs), accuracy])
     write_table("small-data.md", "positions", lines)
+    lines = [["kernel, tokens", "parameters", "seeds", "test mean IoU, %"]]
+    lines[0] += ["pixel accuracy, %", "minutes"]
+    for runs in of["camvid"].values():
+        size = runs[0]["model_options"]["kernel_size"]
+        line = [f"{size} x {size}" if size else "global, 119 x 89"]
+        line += [f"{runs[0]['parameters']:,}", len(runs)]
+        for metric in ("test_mean_iou", "test_accuracy"):
+            line.append(spread([run["best"][metric] for run in runs]))
+        minutes = np.median([run["fit_seconds"] for run in runs]) / 60
+        lines.append([*line, f"{minutes:.0f}"])
+    write_table("street-scenes.md", "camvid", lines)
     alone, taught = (of["tools"].get(f"tools-{way}") for way in ("alone", "taught"))
     if alone and taught:
         write_table("../learn/small-data-tools.md", "tools", tools_table(alone, taught))

@@ -43,6 +43,23 @@ def test_quickstart(run_python, tmp_path):
     assert isinstance(keras.models.load_model(tmp_path / "digits.keras"), LKCAViT)
 
 
+def test_segment(run_python, tmp_path, rng):
+    for split, count in (("train", 12), ("test", 4)):
+        for kind, shape in (("images", (20, 24, 3)), ("masks", (20, 24))):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for index in range(count):
+                values = rng.integers(0, 256 if kind == "images" else 3, shape)
+                picture = Image.fromarray(values.astype("uint8"))
+                picture.save(tmp_path / split / kind / f"{index}.png")
+    out = run_python(
+        *(EXAMPLES / "segment.py", tmp_path, "--epochs", 1, "--batch-size", 4),
+        *("--output", tmp_path / "run"),
+    )
+    assert re.search(r"^mean IoU \d+\.\d%", out, re.M)
+    assert "predicted (4, 20, 24)" in out
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
 def test_cifar100(run_python, tmp_path, rng):
     pytest.importorskip("tensorflow")
     np.savez(
