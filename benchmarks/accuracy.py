@@ -556,15 +556,14 @@ def report_tools(rows):
         group = row["name"].rpartition("-seed")[0]
         of[row["question"]].setdefault(group, []).append(row)
     lines = [["image size", "start", "seeds", "test accuracy, %"]]
-    lines[0] += ["epochs to 95 % of the best validation accuracy", "minutes"]
+    lines[0] += ["epochs to 95 % of the best validation accuracy"]
     for runs in of["carried"].values():
         first = runs[0]
         accuracy = spread([run["best"]["test_accuracy"] for run in runs])
         epochs = [str(nearly_best(run["history"])) for run in runs]
-        minutes = f"{np.median([run['fit_seconds'] for run in runs]) / 60:.0f}"
         start = first.get("start_from", "new")
         size = f"{first['image_size']} x {first['image_size']}"
-        lines.append([size, start, len(runs), accuracy, ", ".join(epochs), minutes])
+        lines.append([size, start, len(runs), accuracy, ", ".join(epochs)])
     write_table("carried-over.md", "carried", lines)
     lines = [["model", "positions at", "seeds", "test accuracy, %"]]
     for runs in of["positions"].values():

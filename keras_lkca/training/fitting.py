@@ -607,17 +607,16 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     one_hot = "sparse" not in loss.lower()
     images = train[0] if _is_pair(train) else None
     augmentation = augmentation_of(recipe, facts, images, model.input_shape[-1])
-    class_weight = None if dense else arguments["class_weight"]
+    class_weight = None  # of masks it is the loss that weighs the pixels
     if dense:
         check_for_masks(augmentation)
     else:
         check_mixing(augmentation, one_hot)
-    if dense:
-        pass  # the loss weighs the pixels
-    elif _is_pair(train):
-        weights_of_all(class_weight, as_one_hot(train[1], len(train[1]), classes))
-    else:
-        check_known(class_weight)
+        class_weight = arguments["class_weight"]
+        if _is_pair(train):
+            weights_of_all(class_weight, as_one_hot(train[1], len(train[1]), classes))
+        else:
+            check_known(class_weight)
 
     def look(images):
         if not scaled:
