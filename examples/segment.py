@@ -14,6 +14,7 @@ import argparse
 import pathlib
 
 import keras
+import numpy as np
 
 from keras_lkca import LKCASegmenter, data, deploy
 from keras_lkca.training import Recipe, fit
@@ -68,5 +69,5 @@ for name, iou in metrics["best_per_class_iou"].items():
     print(f"    {name:12} {'not there' if iou is None else f'{iou:.1%}'}")
 
 # From here on as any other program: arrays or files in, a class for each pixel out.
-masks = deploy.predict_masks(args.output / "best.keras", test[0][:4])
-print(f"predicted {masks.shape}, of the classes {sorted(set(masks.reshape(-1)))}")
+found = deploy.predict_masks(args.output / "best.keras", test[0][:4])
+print(f"predicted {found.shape}, of the classes {np.unique(found).tolist()}")

@@ -363,9 +363,14 @@ written into --output:
 
 def _size(text):
     """Read a size: PIXELS of both sides, or HEIGHTxWIDTH."""
-    sides = [int(part) for part in text.lower().split("x")]
-    if len(sides) > 2:
-        raise ValueError(text)
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise argparse.ArgumentTypeError(
+            f"must be a number of pixels, or HEIGHTxWIDTH as 180x240, not {text!r}"
+        )
     return sides[0] if len(sides) == 1 else tuple(sides)
 
 
@@ -449,8 +454,8 @@ example:
         "--masks",
         dest="masks_folder",
         metavar="FOLDER",
-        help="of a model of pixels: write NAME.png, a palette image whose values are "
-        "the classes' numbers, and NAME-over.png, its colours over the image",
+        help="of a model of pixels: write NAME-mask.png, a palette image whose values "
+        "are the classes' numbers, and NAME-over.png, its colours over the image",
     )
     add(
         "--csv",

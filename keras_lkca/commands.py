@@ -9,8 +9,13 @@ import numpy as np
 from keras_lkca import data, deploy, interpret, ops, training
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.folders import images_below
-from keras_lkca.data.masks import is_mask_directory
-from keras_lkca.deploy.prediction import grey, write_mask
+from keras_lkca.data.masks import is_mask_directory, read_mask_directory
+from keras_lkca.deploy.prediction import (
+    checked_files,
+    grey,
+    mask_files,
+    write_mask,
+)
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
@@ -21,7 +26,7 @@ from keras_lkca.models.classifiers import (
     number_of_classes,
     task_of,
 )
-from keras_lkca.models.segmenter import default_colors
+from keras_lkca.models.colors import colors_of
 from keras_lkca.training import Recipe, evaluation, segmentation
 from keras_lkca.training.run import TEST_SHARE
 
@@ -125,6 +130,15 @@ def evaluate(
             "images, labels), with labels (n, classes)."
         )
     if dense:
+        for option, value in (
+            ("on-error", on_error != "raise"),
+            ("data-dir", data_dir),
+        ):
+            if value:
+                raise ValueError(
+                    f"`--{option}` is not for models of pixels. "
+                    f"Received: a model of {network.output_shape}"
+                )
         images, labels, what = _masked_images(network, dataset, split, ignore)
     else:
         images, labels, what = _labelled_images(
@@ -183,7 +197,7 @@ def _print_results(results):
         count = sum(row)
         accuracy = f"{row[index] / count:10.2%}" if count else ""
         if dense:
-            iou = list(results["per_class_iou"].values())[index]
+            iou = results["iou"][index]
             overlap = "" if iou is None else f"{iou:10.2%}"
             print(f"{name:{width}}{count:12,}{accuracy:10}{overlap}")
         else:
@@ -193,7 +207,12 @@ def _print_results(results):
 def _of_masks(scores, confusion, names):
     """Return what is measured of a segmenter alone."""
     by_class = segmentation.per_class_iou(confusion, names)
-    return {"mean_iou": scores["test_mean_iou"], "per_class_iou": by_class}
+    each = segmentation.intersection_over_union(confusion)
+    return {
+        "mean_iou": scores["test_mean_iou"],
+        "iou": [None if np.isnan(iou) else float(iou) for iou in each],
+        "per_class_iou": by_class,
+    }
 
 
 def _masked_images(model, source, split, ignore):
@@ -205,15 +224,10 @@ def _masked_images(model, source, split, ignore):
         split = split or "test"
         folder = folder / split
     size = image_shape(model)[:2]
-    images, masks, facts = data.from_mask_directory(folder, size, ignore or 255)
-    if facts.num_classes > model.output_shape[-1] or (
-        facts.class_names and class_names(model) not in (None, facts.class_names)
-    ):
-        raise ValueError(
-            f"The classes of {source} must be those of the model, "
-            f"{', '.join(_class_names(model))}. Received: "
-            f"{', '.join(facts.class_names) or facts.num_classes}"
-        )
+    images, masks, names, _ = read_mask_directory(folder, size, ignore or 255)
+    count = len(names) or max(int(masks.max()) + 1, model.output_shape[-1])
+    order = _order_of_classes(model, folder, count, names)
+    masks = np.where(masks < 0, -1, order[np.maximum(masks, 0)])
     if whole and split:
         test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
         rows = test if split == "test" else train
@@ -325,7 +339,8 @@ def predict(
     if is_segmenter(network):
         if csv_file or class_names:
             raise ValueError(
-                "`--csv` and `--class-names` are not for models of pixels."
+                "`--csv` and `--class-names` are not for models of pixels. "
+                f"Received: a model of {network.output_shape}"
             )
         _predict_masks(network, images, masks_folder, top, mirror)
         return
@@ -360,21 +375,20 @@ def predict(
 
 def _predict_masks(model, paths, folder, top, mirror):
     """Print each class's share of images, and write their masks."""
-    names = _class_names(model)
-    colors = getattr(model, "class_colors", None)
-    colors = default_colors(len(names)) if colors is None else colors
-    paths = [pathlib.Path(path).expanduser() for path in paths]
+    check_positive_int("--top", top)
+    names, colors, paths = _class_names(model), colors_of(model), checked_files(paths)
     if folder is not None:
         folder = pathlib.Path(folder).expanduser()
-        twice = [
-            path.stem for path in paths if [p.stem for p in paths].count(path.stem) > 1
-        ]
-        if twice:
-            raise ValueError(
-                f"`--masks` writes a file for each image's name, and two have the name "
-                f"{twice[0]!r}: predict them one after the other."
-            )
         folder.mkdir(parents=True, exist_ok=True)
+        targets = [
+            file.resolve() for path in paths for file in mask_files(folder, path)
+        ]
+        if len({*targets}) < len(targets) or {*targets} & {p.resolve() for p in paths}:
+            raise ValueError(
+                "`--masks` would write one file twice, or over an image: give another "
+                "folder, or one of the images of a name at a time. "
+                f"Received: {', '.join(map(str, paths[:5]))}"
+            )
     for path in paths:
         (mask,) = deploy.predict_masks(model, [path], mirror=mirror)
         print(shown(path))

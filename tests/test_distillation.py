@@ -202,8 +202,48 @@ def test_bad_teachers(teacher, message, tmp_path):
     teacher = teacher() if callable(teacher) else teacher
     output = tmp_path / "run"
     with pytest.raises(ValueError, match=message):
-        fit(tiny(), (images, labels), recipe=quick(), output=output, teacher=teacher)
+        model = tiny(class_names=list("0123456789"))
+        fit(model, (images, labels), recipe=quick(), output=output, teacher=teacher)
     assert not output.exists()
+
+
+def test_a_teacher_is_another_model(tmp_path):
+    model = tiny()
+    options = {"recipe": quick(epochs=1), "steps_per_epoch": 1}
+    for teacher in (model, keras.Model(model.input, model.output)):
+        with pytest.raises(ValueError, match="`teacher` must be another model"):
+            output = tmp_path / "run"
+            fit(model, data.digits("test"), output=output, teacher=teacher, **options)
+    # Names that only the teacher has are no reason against it.
+    named = tiny(class_names=list("abcdefghij"))
+    fit(model, data.digits("test"), output=output, teacher=named, **options)
+
+
+def test_a_teacher_may_have_moved(tmp_path, monkeypatch):
+    teacher = always(np.arange(10.0))
+    teacher.save(tmp_path / "teacher.keras")
+    options = {"model": "lkca", "recipe": quick(epochs=2), "steps_per_epoch": 1}
+    options["model_options"] = {"patch_size": 4, "depth": 1, "embed_dim": 8}
+    options |= {"output": tmp_path / "run", "teacher": tmp_path / "teacher.keras"}
+    stop_after_one_epoch(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train("digits", **options)
+    (tmp_path / "teacher.keras").rename(tmp_path / "moved.keras")
+    resumed = {"output": tmp_path / "run", "resume": True}
+    with pytest.raises(FileNotFoundError, match="`teacher` must be"):
+        train(**resumed)
+    metrics = train(**resumed, teacher=tmp_path / "moved.keras")
+    assert metrics["epochs"] == 2
+
+
+def stop_after_one_epoch(monkeypatch):
+    from keras_lkca.training import fitting
+
+    def fit_and_stop(*args, **kwargs):
+        monkeypatch.undo()
+        return fitting.fit(*args, **kwargs, extra_callbacks=[StopAfter(1)])
+
+    monkeypatch.setattr(fitting, "fit", fit_and_stop)
 
 
 def test_a_model_that_the_user_compiled_has_no_teacher(tmp_path):

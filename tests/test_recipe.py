@@ -26,6 +26,7 @@ def test_a_former_recipe_is_what_it_was():
     later = {"epsilon": 1e-7, "policy": "rand", "as_published": False, "repeats": 1}
     later |= {"layer_decay": 1.0, "patience": None}
     later |= {"distill_weight": 0.9, "distill_temperature": 4.0}
+    later |= {"dice_weight": 0.0, "zoom": 0.0, "rotation": 0.0}
     assert recipe.to_dict() == {**values, **later}
 
 

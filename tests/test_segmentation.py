@@ -11,8 +11,8 @@ from keras_lkca import LKCANet, LKCASegmenter, LKCAViT, ViT, data, deploy
 from keras_lkca.__main__ import main
 from keras_lkca.data.masks import as_masks
 from keras_lkca.models import ImageModel, adapt, feature_levels
-from keras_lkca.models.segmenter import default_colors
-from keras_lkca.training import Recipe, evaluate, fit, train
+from keras_lkca.models.colors import default_colors
+from keras_lkca.training import Recipe, evaluate, find_learning_rate, fit, train
 from keras_lkca.training.segmentation import (
     MeanIoU,
     PixelAccuracy,
@@ -104,6 +104,22 @@ def test_levels_of_every_family():
     ]
 
 
+def test_the_blocks_of_a_vision_transformer_are_the_segmenters(rng):
+    backbone = ViT((16, 24, 3), patch_size=4, embed_dim=8, depth=2, num_heads=2)
+    model = LKCASegmenter(shaken(backbone, rng), 3, decoder_dim=8)
+    assert {"block_0_attention", "block_1_attention"} <= {x.name for x in model.layers}
+    # The map is that of the model without its top.
+    whole = ViT(
+        (16, 24, 3),
+        **{"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2},
+        **{"include_top": False, "pooling": None},
+    )
+    whole.set_weights(backbone.get_weights()[: len(whole.weights)])
+    images = rng.integers(0, 256, (2, 16, 24, 3))
+    own = keras.Model(backbone.input, backbone.pyramid_outputs["P2"])
+    np.testing.assert_allclose(array(own(images)), array(whole(images)), atol=1e-5)
+
+
 def test_models_without_levels():
     vectors = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="of images of one size"):
@@ -164,6 +180,39 @@ def test_on_a_backbone_of_another_making(rng):
     np.testing.assert_array_equal(array(own), kernel)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_on_any_backbone_it_is_rebuilt_as_often_as_you_like(sequential, tmp_path, rng):
+    images = keras.Input((20, 24, 1))
+    layers = [keras.layers.Conv2D(6, 3, 2, "same"), keras.layers.Conv2D(8, 3, 2)]
+    backbone = keras.Sequential([images, *layers])
+    if not sequential:
+        backbone = keras.Model(images, layers[1](layers[0](images)))
+    model = shaken(LKCASegmenter(backbone, 3, class_names=NAMES), rng)
+    for _ in range(2):
+        again = type(model).from_config(model.get_config())
+        assert again.count_params() == model.count_params()
+    other = adapt(model, num_classes=4)
+    assert other.output_shape[-1] == 4
+    model.save(tmp_path / "model.keras")
+    kept = keras.models.load_model(tmp_path / "model.keras")
+    pictures = rng.integers(0, 256, (2, 20, 24, 1))
+    np.testing.assert_allclose(array(kept(pictures)), array(model(pictures)), atol=1e-6)
+
+
+def test_colors_go_with_their_classes(tmp_path):
+    colors = [(1, 1, 1), (200, 10, 0), (0, 255, 0)]
+    model = segmenter(class_colors=colors)
+    other = adapt(model, class_names=["green", "new", "ground"])
+    found = other.class_colors.tolist()
+    assert (found[0], found[2]) == ([0, 255, 0], [1, 1, 1])
+    assert found[1] not in [list(color) for color in colors]
+    folded = deploy.fold(model)
+    folded.save(tmp_path / "folded.keras")
+    again = keras.models.load_model(tmp_path / "folded.keras")
+    assert folded.class_colors.tolist() == [list(color) for color in colors]
+    np.testing.assert_array_equal(again.class_colors, folded.class_colors)
+
+
 def test_presets_are_backbones():
     options = {"decoder_dim": 8, "class_names": NAMES, "drop_path_rate": 0.0}
     model = LKCASegmenter.from_preset("lkca_net_03m", (32, 40, 3), 3, **options)
@@ -213,6 +262,8 @@ def test_bad_arguments(arguments, message):
 def test_bad_backbones():
     with pytest.raises(ValueError, match="`backbone` must be a functional Keras model"):
         LKCASegmenter("lkca_net_03m")
+    with pytest.raises(ValueError, match="and no segmenter"):
+        LKCASegmenter(segmenter())
     with pytest.raises(ValueError, match="no such preset|must be one of|nearest"):
         LKCASegmenter.from_preset("lkca_net_3")
 
@@ -274,6 +325,9 @@ def test_batches_of_masks(pipeline):
 )
 def test_what_does_not_move_masks_is_refused(augmentation, name):
     augmentation = data.Augmentation(**augmentation)
+    images, masks = scenes(4)
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        augmentation(images, masks.astype("int32"), (0, 1))
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         next(iter(data.training_batches(*scenes(4), 4, 3, augmentation)))
 
@@ -281,13 +335,14 @@ def test_what_does_not_move_masks_is_refused(augmentation, name):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (np.zeros((2, 4, 5), int), r"integers \(2, 4, 4\)"),
-        (np.zeros((2, 4, 4)), "Masks must be integers"),
+        (np.zeros((2, 4, 5), int), r"`masks` must be integers \(2, 4, 4\)"),
+        (np.zeros((2, 4, 4)), "`masks` must be integers.*astype"),
         (
             np.full((2, 4, 4), 3),
             r"classes from 0 to 2.*Received: \[3\], first in mask 0",
         ),
         (np.full((2, 4, 4), -2), r"Received: \[-2\]"),
+        (np.full((2, 4, 4), 65536), r"Received: \[65536\]"),
     ],
 )
 def test_bad_masks(masks, message):
@@ -334,6 +389,14 @@ def test_folders_of_masks(tmp_path):
                 for mode, kind in (("RGB", "images"), ("L", "masks"))
             ],
             "`image_size` is needed where images differ",
+        ),
+        (
+            lambda f: (f / "classes.txt").write_text("a\nb\na"),
+            "must name two classes or more, each once. Received: 'a' twice",
+        ),
+        (
+            lambda f: Image.new("I", (22, 18)).save(f / "images/0.png"),
+            "0.png: its pixels are 32-bit numbers",
         ),
         (
             lambda f: Image.new("RGB", (22, 18)).save(f / "images/0.jpg"),
@@ -479,6 +542,42 @@ class StopAfter(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def test_frozen_is_what_came_from_the_backbone(tmp_path):
+    model = segmenter()
+    before = {weight.path: array(weight) for weight in model.weights}
+    recipe = Recipe.segmentation(epochs=1, batch_size=4, crop_padding=1)
+    fit(model, scenes(8), recipe=recipe, output=tmp_path / "run", freeze="backbone")
+    changed = {
+        weight.path.split("/")[0]
+        for weight in model.weights
+        if not np.array_equal(before[weight.path], array(weight))
+    }
+    decoder = {layer.name for layer in model.decoder_layers if layer.weights}
+    assert changed <= decoder and {"classifier", "p1_lateral"} <= changed
+
+
+def test_a_learning_rate_is_found():
+    recipe = Recipe.segmentation(batch_size=8, crop_padding=1)
+    found = find_learning_rate(segmenter(), scenes(16), recipe, steps=40)
+    assert 1e-5 < found["learning_rate"] < 1
+
+
+def test_models_that_the_user_compiled(tmp_path):
+    sparse = keras.losses.SparseCategoricalCrossentropy
+    options = {"recipe": Recipe.segmentation(epochs=1, batch_size=4)}
+    options |= {"train": scenes(4), "output": tmp_path / "run"}
+    for loss in ("sparse_categorical_crossentropy", sparse(from_logits=True)):
+        model = segmenter()
+        model.compile("sgd", loss)
+        with pytest.raises(ValueError, match="ignore_class=-1"):
+            fit(model, **options)
+    model.compile("sgd", sparse(from_logits=True, ignore_class=-1))
+    with pytest.raises(ValueError, match="`class_weight` needs a model that is not"):
+        fit(model, **options, class_weight=[1, 2, 1])
+    metrics = fit(model, **options, test=scenes(4))
+    assert 0 <= metrics["best"]["test_mean_iou"] <= 1
+
+
 def test_mirroring_turns_the_answer_back():
     """Of a model that tells left from right, mirrored answers are the mirror's."""
     images = keras.Input((4, 6, 1))
@@ -498,8 +597,17 @@ def test_mirroring_turns_the_answer_back():
         ({"teacher": True}, "`teacher` is for classifiers"),
         ({"recipe": Recipe.long(epochs=1, batch_size=2)}, "must be 0 for masks"),
         ({"class_weight": {"blue": 2}}, "`class_weight` must name classes"),
-        ({"train": (scenes(4)[0], np.zeros(4, int))}, "Masks must be integers"),
-        ({"train": (scenes(4)[0], scenes(4)[1] + 3)}, "Masks must hold classes"),
+        ({"train": (scenes(4)[0], np.zeros(4, int))}, r"`train\[1\]` must be integers"),
+        (
+            {"train": [(scenes(4)[0], np.zeros(4, int))]},
+            "batches of images and masks.*Received: labels of shape",
+        ),
+        ({"train": [(*scenes(4), np.ones(4))]}, "batches .images, masks.*weights"),
+        (
+            {"train": (scenes(4)[0], np.full((4, 18, 22), 255))},
+            "must have a pixel that counts",
+        ),
+        ({"train": (scenes(4)[0], scenes(4)[1] + 3)}, r"`train\[1\]` must hold"),
     ],
 )
 def test_what_cannot_be_trained(change, message, tmp_path):
@@ -511,6 +619,23 @@ def test_what_cannot_be_trained(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(model, output=tmp_path / "run", **options)
     assert not list((tmp_path / "run").glob("*.keras"))
+
+
+def test_masks_are_not_for_classifiers(tmp_path):
+    model = LKCAViT(SIZE, patch_size=2, embed_dim=8, depth=1, num_classes=3)
+    with pytest.raises(ValueError, match="batches of images and classes of images"):
+        recipe = Recipe.quick(epochs=1, batch_size=4)
+        fit(model, [scenes(4)], recipe=recipe, output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("columns", "message"), [(1, "two for yes"), (3, "softmax")])
+def test_sigmoids_are_no_segmenters(columns, message, tmp_path):
+    images = keras.Input(SIZE)
+    outputs = keras.layers.Conv2D(columns, 1, activation="sigmoid")(images)
+    if columns == 1:
+        outputs = keras.layers.Conv2D(columns, 1)(images)
+    with pytest.raises(ValueError, match=message):
+        fit(keras.Model(images, outputs), scenes(4), output=tmp_path / "run")
 
 
 def test_others_say_where_to_go(tmp_path):
@@ -573,7 +698,7 @@ def test_from_the_command_line(tmp_path, capsys, rng):
     Image.fromarray(scenes(1)[0][0]).resize((50, 40)).save(picture)
     masks = tmp_path / "masks"
     main(["predict", f"{output}/best.keras", str(picture), "--masks", str(masks)])
-    with Image.open(masks / "photo.png") as mask:
+    with Image.open(masks / "photo-mask.png") as mask:
         assert (mask.mode, mask.size) == ("P", (50, 40))
         values = np.asarray(mask)
         assert mask.getpalette()[:6] == [9, 9, 9, 255, 0, 0]
@@ -581,6 +706,16 @@ def test_from_the_command_line(tmp_path, capsys, rng):
     np.testing.assert_array_equal(values, expected)
     with Image.open(masks / "photo-over.png") as over:
         assert over.size == (50, 40)
+    # Neither the photograph nor what lies there is written over.
+    Image.fromarray(scenes(1)[0][0]).save(masks / "a-over.png")
+    Image.fromarray(scenes(1)[0][0]).save(masks / "a.png")
+    both = [str(masks / "a.png"), str(masks / "a-over.png")]
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", f"{output}/best.keras", *both, "--masks", str(masks)])
+    assert "over an image" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", folder, "--recipe", "quick"])
+    assert "--task segmentation" in capsys.readouterr().err
     # A classifier's weights become a segmenter's.
     net().save(tmp_path / "net.keras")
     carried = ["train", folder, "--task", "segmentation", "--start-from"]

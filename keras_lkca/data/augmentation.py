@@ -28,8 +28,8 @@ class Augmentation:
     rectangle; mix pairs of images by MixUp or CutMix.
 
     Labels may be masks, a class for each pixel. They are shifted, mirrored, zoomed and
-    rotated with their images, what moves in is ignored, and the rest of the fields
-    must be at their defaults.
+    rotated with their images, and what moves in is ignored. Operations, erasing and
+    mixing are not for them.
 
     It is a pure function of its arguments. It can be mapped over a `tf.data.Dataset`
     of batches, whatever the backend, or called on tensors of the active backend, also
@@ -154,6 +154,22 @@ class Augmentation:
             )
         self._make_layers()
 
+    def check_for_masks(self):
+        """Raise a `ValueError` for what would move pixels without their masks."""
+        for name in ("rand_augment", "erase_probability", "mix_probability"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` must be 0 for masks, whose pixels it would not move; "
+                    "Recipe.segmentation() has what moves both. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        if self.policy != "rand":
+            raise ValueError(
+                "`policy` must be 'rand' for masks, with rand_augment=0: other "
+                "policies move pixels without their masks. "
+                f"Received: policy={self.policy!r}"
+            )
+
     def _make_layers(self):
         """Make Keras's layers now: within a compiled function it would be too late."""
         make = {"operations": [], "erasing": None, "mixup": None, "cutmix": None}
@@ -191,6 +207,7 @@ class Augmentation:
             labels = backend.cast(backend.convert_to_tensor(labels), "float32")
             masks = len(labels.shape) == 3
             if masks:
+                self.check_for_masks()
                 # A last channel moves with the others, and 0 moves in: ignored.
                 layers = [images, labels[..., None] + 1]
                 images = backend.numpy.concatenate(layers, axis=-1)
@@ -341,14 +358,14 @@ def zoom_and_rotate(backend, images, seeds, zoom, rotation, masks):
     cos, sin = scale * numpy.cos(angle), scale * numpy.sin(angle)
     x, y = (width - 1) / 2, (height - 1) / 2
     zeros = numpy.zeros_like(cos)
-    # Where each pixel comes from: that the centre stays is what the offsets are for.
+    # Where each pixel comes from; the offsets keep the centre in its place.
     places = [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y]
     places = numpy.stack([*places, zeros, zeros], axis=1)
 
     def moved(images, interpolation):
         return backend.image.affine_transform(
             images,
-            numpy.copy(places),  # which torch's changes
+            numpy.copy(places),  # under torch, Keras changes it in place
             interpolation=interpolation,
             fill_mode="constant",
             fill_value=0.0,

@@ -94,7 +94,9 @@ def training_batches(
     check_numbers(images)
     if of_pixels(labels):
         labels = as_masks(labels, images.shape[:3], num_classes)
-        check_for_masks(augmentation, class_weight)
+        _check_unweighted(class_weight)
+        if augmentation is not None:
+            augmentation.check_for_masks()
     else:
         labels = as_one_hot(labels, len(images), num_classes)
         weights = weights_of_all(class_weight, labels)
@@ -118,22 +120,7 @@ def of_pixels(labels):
     return len(getattr(labels, "shape", ())) in (3, 4)
 
 
-def check_for_masks(augmentation, class_weight=None):
-    """Raise a `ValueError` for what is not done to images with masks."""
-    if augmentation is not None:
-        for name in ("rand_augment", "erase_probability", "mix_probability"):
-            if getattr(augmentation, name):
-                raise ValueError(
-                    f"`{name}` must be 0 for masks, whose pixels it would not move; "
-                    "Recipe.segmentation() has what moves both. "
-                    f"Received: {name}={getattr(augmentation, name)!r}"
-                )
-        if augmentation.policy != "rand":
-            raise ValueError(
-                "`policy` must be 'rand' for masks, with rand_augment=0: other "
-                "policies move pixels without their masks. "
-                f"Received: policy={augmentation.policy!r}"
-            )
+def _check_unweighted(class_weight):
     if class_weight is not None:
         raise ValueError(
             "`class_weight` of masks is the loss's part, see keras_lkca.training.fit. "
@@ -350,8 +337,8 @@ def dataset_batches(
         one_hot: See `training_batches`.
         class_weight: See `training_batches`, but not `"balanced"`, for which all labels
             would have to be known. It multiplies the dataset's own weights.
-        look: A function that is called with the first batch's images as they come;
-            `None` for none.
+        look: A function that is called with the first batch's images and labels as
+            they come; `None` for none.
 
     Returns:
         A generator of (float32 images, float32 or int32 labels), and float32 weights
@@ -391,11 +378,17 @@ def dataset_batches(
             images, labels, *own = as_arrays(batch)
             check_numbers(images)
             if look is not None:
-                look(images)
+                look(images, labels)
                 look = None
             if of_pixels(labels):
                 labels = as_masks(labels, images.shape[:3], num_classes)
-                check_for_masks(augmentation, class_weight or (own or None))
+                _check_unweighted(class_weight)
+                if own:
+                    raise ValueError(
+                        "A dataset of masks must give batches (images, masks): what "
+                        "pixels count is the loss's part, by -1 in the masks and "
+                        "`class_weight` of keras_lkca.training.fit. Received: weights"
+                    )
                 yield augment(images, labels, pair)
                 continue
             labels = as_one_hot(labels, len(images), num_classes)

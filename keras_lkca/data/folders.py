@@ -181,12 +181,7 @@ def _read(path, image_size):
         if not opened:
             # At a reduced size where the format can: much faster for photographs.
             image.draft("RGB", (2 * width, 2 * height))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
-            image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
-        elif image.mode in ("I", "F"):
-            raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode!r})")
-        image = image.convert("RGB")
+        image = as_rgb(ImageOps.exif_transpose(image))
         if image.size != (width, height):
             # Along the rows first: Pillow's versions differ in the order, and with it
             # in the pixels, which an exported model is to read as they are read here.
@@ -199,6 +194,17 @@ def _read(path, image_size):
             ):
                 image = image.resize(size, Image.Resampling.BICUBIC, box)
         return np.asarray(image)
+
+
+def as_rgb(image):
+    """Return an image of Pillow's in RGB, of 8 bits."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
+        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode!r})")
+    return image.convert("RGB")
 
 
 def statistics(images):

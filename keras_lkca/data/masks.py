@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from keras_lkca.checks import check_pair
-from keras_lkca.data.folders import image_suffixes, statistics
+from keras_lkca.data.folders import as_rgb, image_suffixes, statistics
 from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require
 from keras_lkca.files import shown
@@ -15,7 +15,7 @@ from keras_lkca.files import shown
 IGNORED = -1
 
 
-def as_masks(masks, shape, num_classes):
+def as_masks(masks, shape, num_classes, name="masks"):
     """Return masks as int16 `(n, height, width)`.
 
     Args:
@@ -23,6 +23,7 @@ def as_masks(masks, shape, num_classes):
             for pixels to ignore.
         shape: The images' (n, height, width).
         num_classes: Number of classes.
+        name: What the caller calls them.
 
     Raises:
         ValueError: If they are not as above.
@@ -37,22 +38,25 @@ def as_masks(masks, shape, num_classes):
     masks, shape = np.asarray(masks), tuple(shape)
     if masks.shape == (*shape, 1):
         masks = masks[..., 0]
-    if masks.shape != shape or masks.dtype.kind not in "ui":
+    if masks.shape != shape or masks.dtype.kind not in "uib":
         raise ValueError(
-            f"Masks must be integers {shape}, a class for each pixel of the images. "
+            f"`{name}` must be integers {shape}, a class for each pixel of the images; "
+            "of floats take masks.astype(int), of one-hot ones masks.argmax(-1). "
             f"Received: {masks.dtype} {masks.shape}"
         )
-    masks = masks.astype("int16")
+    ignored = masks == -1
     if num_classes <= 255:
-        masks[masks == 255] = IGNORED
-    wrong = (masks < IGNORED) | (masks >= num_classes)
+        ignored |= masks == 255
+    wrong = ~ignored & ((masks < 0) | (masks >= num_classes))
     if wrong.any():
         index = int(np.argwhere(wrong)[0][0])
         raise ValueError(
-            f"Masks must hold classes from 0 to {num_classes - 1}, and 255 or -1 for "
-            f"pixels to ignore. Received: {sorted(set(masks[wrong].tolist()))[:5]}, "
-            f"first in mask {index}"
+            f"`{name}` must hold classes from 0 to {num_classes - 1}, and 255 or -1 "
+            "for pixels to ignore. Received: "
+            f"{sorted(set(masks[wrong].tolist()))[:5]}, first in mask {index}"
         )
+    masks = masks.astype("int16")
+    masks[ignored] = IGNORED
     return masks
 
 
@@ -68,8 +72,9 @@ def from_mask_directory(directory, image_size=None, ignore=255):
             `directory`, may name the classes, one a line; a palette in the masks gives
             their colours.
         image_size: The (height, width) in pixels to resize to, or one integer for
-            both: images as `keras_lkca.data.from_directory` does, masks alike, each
-            pixel the nearest. `None` where all are of one size, which they keep.
+            both: images as `keras_lkca.data.from_directory` does, cropped about their
+            centre, masks alike, each pixel the nearest. `None` where all are of one
+            size, which they keep.
         ignore: Integer or several, the values of pixels to ignore, beside 255.
 
     Returns:
@@ -92,16 +97,41 @@ def from_mask_directory(directory, image_size=None, ignore=255):
     )
     ```
     """
+    images, masks, names, palette = read_mask_directory(directory, image_size, ignore)
+    count = len(names) or int(masks.max()) + 1
+    return images, masks, facts_of(directory, images, count, names, palette)
+
+
+def facts_of(directory, images, count, names, palette):
+    """Return the facts of images whose masks hold `count` classes."""
+    if count < 2:
+        raise ValueError(
+            f"The masks of {directory} must hold two classes or more, 0, 1 and so on. "
+            f"Received: {count} beside what is ignored, which 255 always is: black and "
+            "white masks need 1 in its place"
+        )
+    mean, std = statistics(images)
+    return Dataset(
+        num_classes=count,
+        input_shape=images.shape[1:],
+        mean=mean,
+        std=std,
+        class_names=names,
+        class_colors=tuple(map(tuple, palette[:count])) if palette else (),
+    )
+
+
+def read_mask_directory(directory, image_size=None, ignore=255):
+    """Do what `from_mask_directory` does, for a part that may lack classes.
+
+    Returns:
+        Images, masks, the classes' names, and the masks' palette or `None`.
+    """
     require("PIL", "data", "pillow")
     directory = pathlib.Path(directory).expanduser()
     pairs = _pairs(directory)
     size = None if image_size is None else check_pair("image_size", image_size)
-    names = _class_names(directory)
-    ignored = {255, *(ignore if isinstance(ignore, (tuple, list, set)) else [ignore])}
-    if not all(isinstance(value, int) for value in ignored):
-        raise ValueError(
-            f"`ignore` must be an integer or several. Received: ignore={ignore!r}"
-        )
+    names, ignored = _class_names(directory), {255, *as_ignored(ignore)}
     images, masks, palette = [], [], None
     for image_path, mask_path in pairs:
         image, mask, colors = _read_pair(image_path, mask_path, size)
@@ -111,34 +141,38 @@ def from_mask_directory(directory, image_size=None, ignore=255):
                 f"{image.shape[:2]}, the first {images[0].shape[:2]}. "
                 "Received: image_size=None"
             )
+        mask[np.isin(mask, list(ignored))] = IGNORED
+        most = int(mask.max())
+        if most >= (len(names) or 2**15):
+            raise ValueError(
+                f"{mask_path} holds the class {most}, and classes.txt names "
+                f"{len(names)}: name it, or give its value as `ignore`."
+                if names
+                else f"{mask_path} holds the number {most}, which is no class: give "
+                "it as `ignore`, or number the classes from 0."
+            )
         images.append(image)
-        masks.append(mask)
+        masks.append(mask.astype("int16"))
         palette = palette or colors
-    images, masks = np.stack(images), np.stack(masks).astype("int16")
-    masks[np.isin(masks, list(ignored))] = IGNORED
-    found = masks.max() + 1
-    count = len(names) if names else int(found)
-    if found > count:
-        index = int(np.argwhere(masks >= count)[0][0])
+    return np.stack(images), np.stack(masks), names, palette
+
+
+def as_ignored(ignore):
+    """Return the values of pixels to ignore as a list of Python's integers.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.data.masks import as_ignored
+    >>> as_ignored(np.array([3, 1])), as_ignored(11)
+    ([1, 3], [11])
+    """
+    values = np.asarray(ignore)
+    if values.dtype.kind not in "ui" or values.ndim > 1:
         raise ValueError(
-            f"{pairs[index][1]} holds the class {found - 1}, and classes.txt names "
-            f"{count}: name it, or give its value as `ignore`."
+            f"`ignore` must be an integer or several. Received: ignore={ignore!r}"
         )
-    if count < 2:
-        raise ValueError(
-            f"The masks of {directory} must hold two classes or more. Received: "
-            f"{count}, beside what is ignored"
-        )
-    mean, std = statistics(images)
-    facts = Dataset(
-        num_classes=count,
-        input_shape=images.shape[1:],
-        mean=mean,
-        std=std,
-        class_names=names,
-        class_colors=tuple(map(tuple, palette[:count])) if palette else (),
-    )
-    return images, masks, facts
+    return sorted(set(np.ravel(values).tolist()))
 
 
 def is_mask_directory(directory):
@@ -184,8 +218,16 @@ def _class_names(directory):
     for folder in (directory, directory.parent):
         path = folder / "classes.txt"
         if path.exists():
-            names = tuple(path.read_text(encoding="utf-8").split("\n"))
-            return tuple(name.strip() for name in names if name.strip())
+            lines = path.read_text(encoding="utf-8").split("\n")
+            names = tuple(line.strip() for line in lines if line.strip())
+            twice = [name for name in names if names.count(name) > 1]
+            if twice or len(names) < 2:
+                raise ValueError(
+                    f"{path} must name two classes or more, each once. "
+                    f"Received: {twice[0] if twice else len(names)!r}"
+                    f"{' twice' if twice else ' names'}"
+                )
+            return names
     return ()
 
 
@@ -199,7 +241,7 @@ def _read_pair(image_path, mask_path, size):
                 ImageOps.exif_transpose(stack.enter_context(Image.open(path)))
                 for path in (image_path, mask_path)
             )
-            image = image.convert("RGB")
+            image = as_rgb(image)
             if image.size != mask.size:
                 raise ValueError(
                     f"the mask is {mask.width} x {mask.height} and the image "

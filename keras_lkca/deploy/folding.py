@@ -172,8 +172,12 @@ class _Folding:
         new = keras.models.clone_model(graph, clone_function=clone, call_function=call)
         for layer, values in weights:
             layer.set_weights(values)
-        names = model.class_names if isinstance(model, ImageModel) else None
-        folded = FoldedModel(new.input, new.output, names, name=model.name)
+        names = colors = None
+        if isinstance(model, ImageModel):
+            names, colors = model.class_names, model.class_colors
+        folded = FoldedModel(
+            *(new.input, new.output, names), name=model.name, class_colors=colors
+        )
         folded.dtype_policy = model.dtype_policy
         return folded
 

@@ -6,8 +6,7 @@ import pathlib
 import numpy as np
 
 from keras_lkca.checks import check_image_shape, check_positive_int
-from keras_lkca.data.folders import decode
-from keras_lkca.extras import require
+from keras_lkca.data.folders import as_rgb, decode
 from keras_lkca.files import atomic
 from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import (
@@ -106,8 +105,8 @@ def predict_masks(model, images, batch_size: int = 16, mirror: bool = False):
         mirror: Whether to average the probabilities with those of the mirror image.
 
     Returns:
-        Integers `(n, height, width)`, a class for each pixel; of files a list of
-        arrays, each of its image's own size.
+        uint8 array `(n, height, width)`, a class for each pixel, uint16 above 256
+        classes; of files a list of arrays, each of its image's own size.
 
     Raises:
         ValueError: If `model` is no segmenter, or the images are not as above.
@@ -132,43 +131,54 @@ def predict_masks(model, images, batch_size: int = 16, mirror: bool = False):
             f"{getattr(model, 'output_shape', None)}"
         )
     check_classifier(model, pixels=True)
+    if isinstance(images, collections.abc.Iterator):
+        images = list(images)
     files = _files(images)
     if files is None:
         images = classifiers.as_images(model, images)
         warn_if_scaled(model, images)
         return _classes(model, images, batch_size, mirror)
-    sizes, found = [], []
+    found, files = [], checked_files(files)
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
-        images, some = read_whole_images(batch, classifiers.image_shape(model))
-        sizes += some
-        found += list(_classes(model, images, batch_size, mirror))
-    return [_nearest(mask, size) for mask, size in zip(found, sizes, strict=True)]
+        images, sizes = _whole_images(batch, classifiers.image_shape(model))
+        some = _classes(model, images, batch_size, mirror)
+        found += [_nearest(mask, size) for mask, size in zip(some, sizes, strict=True)]
+    return found
 
 
 def _classes(model, images, batch_size, mirror):
+    kind = "uint8" if model.output_shape[-1] <= 256 else "uint16"
     found = [
         classifiers.probabilities(model, images[i : i + batch_size], batch_size, mirror)
+        .argmax(-1)
+        .astype(kind)  # the probabilities of all images would not fit
         for i in range(0, len(images), batch_size)
     ]
-    kind = "uint8" if model.output_shape[-1] <= 256 else "uint16"
-    return np.concatenate([x.argmax(-1).astype(kind) for x in found])
+    return np.concatenate(found)
 
 
-def read_whole_images(files, shape):
+def _whole_images(files, shape):
     """Return image files resized as a whole, and their own (height, width)."""
-    require("PIL", "data", "pillow")
     from PIL import Image, ImageOps
 
     images, sizes = [], []
     for file in files:
-        opened = file if isinstance(file, Image.Image) else Image.open(file)
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+        try:
+            opened = file if isinstance(file, Image.Image) else Image.open(file)
+            image = as_rgb(ImageOps.exif_transpose(opened))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be decoded ({error}).") from error
         sizes.append((image.height, image.width))
         image = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
         images.append(np.asarray(image))
     images = np.stack(images)
     return (grey(images) if shape[2] == 1 else images), sizes
+
+
+def mask_files(folder, path):
+    """Return where `write_mask` writes: the mask, and its colours over the image."""
+    return folder / f"{path.stem}-mask.png", folder / f"{path.stem}-over.png"
 
 
 def write_mask(folder, path, mask, colors):
@@ -182,20 +192,16 @@ def write_mask(folder, path, mask, colors):
     """
     from PIL import Image, ImageOps
 
+    with Image.open(path) as image:
+        image = as_rgb(ImageOps.exif_transpose(image))
     picture = Image.fromarray(mask)
     if mask.dtype == "uint8":
-        picture.putpalette(
-            np.vstack([colors, np.zeros((256 - len(colors), 3))])
-            .astype("uint8")
-            .tobytes()
-        )
-    with atomic(folder / f"{path.stem}.png") as temporary:
-        picture.save(temporary, format="PNG")
-    with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        rest = np.zeros((256 - len(colors), 3))  # of fewer PNG keeps fewer bits
+        picture.putpalette(np.vstack([colors, rest]).astype("uint8").tobytes())
     over = Image.blend(image, Image.fromarray(colors[mask]), 0.5)
-    with atomic(folder / f"{path.stem}-over.png") as temporary:
-        over.save(temporary, format="PNG")
+    for target, one in zip(mask_files(folder, path), (picture, over), strict=True):
+        with atomic(target) as temporary:
+            one.save(temporary, format="PNG")
 
 
 def _nearest(mask, size):
@@ -241,9 +247,16 @@ def read_images(paths, shape) -> np.ndarray:
             "Image files have 1 channel or 3; give arrays instead. Received: a model "
             f"of {shape[2]} channels"
         )
+    files = checked_files([paths] if _is_file(paths) else paths)
+    images, _ = decode(files, shape[:2])
+    return grey(images) if shape[2] == 1 else images
+
+
+def checked_files(files):
+    """Return files as paths that exist, and images of Pillow's as they are."""
     files = [
         pathlib.Path(x).expanduser() if isinstance(x, (str, pathlib.Path)) else x
-        for x in ([paths] if _is_file(paths) else paths)
+        for x in files
     ]
     for path in files:
         if not _is_file(path):
@@ -257,8 +270,7 @@ def read_images(paths, shape) -> np.ndarray:
                 f"{path} is a folder; give the paths of its images, such as "
                 f"sorted(pathlib.Path(...).glob('*.jpg'))."
             )
-    images, _ = decode(files, shape[:2])
-    return grey(images) if shape[2] == 1 else images
+    return files
 
 
 def grey(images):

@@ -8,6 +8,7 @@ from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers import LKCA, FixedConv, PatchEmbedding, PositionEmbedding
 from keras_lkca.models.classifiers import class_names as names_within
 from keras_lkca.models.classifiers import head_of
+from keras_lkca.models.colors import default_colors
 from keras_lkca.models.image_model import ImageModel, as_names, check_class_names
 
 
@@ -163,14 +164,23 @@ def _rebuild(model, head, changes):
         backbone = keras.saving.deserialize_keras_object(config["backbone"])
         own = getattr(backbone, "class_names", None)
         backbone = _rebuild(backbone, None, {**changes, "class_names": own})
-        alike = changes["num_classes"] == config["num_classes"]
+        rows = _rows(
+            *(config["num_classes"], changes["num_classes"]),
+            *(config["class_names"], changes["class_names"]),
+        )
+        colors = config["class_colors"]
+        if colors is not None:  # new classes have what is left of the usual ones
+            usual = default_colors(changes["num_classes"] + len(colors)).tolist()
+            spare = iter([x for x in map(tuple, usual) if x not in map(tuple, colors)])
+            rows = rows or [None] * changes["num_classes"]
+            colors = [next(spare) if row is None else colors[row] for row in rows]
         return type(model).from_config(
             {
                 **config,
                 "backbone": backbone,
                 "num_classes": changes["num_classes"],
                 "class_names": changes["class_names"],
-                "class_colors": config["class_colors"] if alike else None,
+                "class_colors": colors,
             }
         )
     if "layers" not in config:  # a family's: its constructor's arguments

@@ -50,7 +50,18 @@ def check_shapes(model, pixels=False):
         ValueError: If it does not map images to classes, or its shapes are not known.
     """
     shapes = [getattr(model, f"{side}_shape", None) for side in ("input", "output")]
-    if pixels and is_segmenter(model) and None not in shapes[1][1:]:
+    if pixels and is_segmenter(model):
+        if None in shapes[1][1:] or _ending(model.outputs[0]) == "sigmoid":
+            raise ValueError(
+                "`model` must take images of one size, and end with logits or a "
+                "softmax over two or more classes of each pixel. Received: a model "
+                f"from {shapes[0]} to {shapes[1]}, its end {_ending(model.outputs[0])}"
+            )
+        if shapes[1][-1] == 1:
+            raise ValueError(
+                "`model` must have a column for each class of a pixel, so two for yes "
+                f"and no. Received: a model to {shapes[1]}"
+            )
         return shapes[0][1:], shapes[1][-1]
     for shape, rank in zip(shapes, (4, 2), strict=True):
         fits = isinstance(shape, tuple) and len(shape) == rank
@@ -410,7 +421,7 @@ def linear_head(model):
                 break
             return last
         passes = isinstance(last, (*_NEUTRAL, keras.layers.Activation))
-        if not (passes or probable or type(last).__name__ == "Cast"):
+        if not (passes or probable or type(last).__name__ in ("Cast", "Resize")):
             break
         if len(call.input_tensors) != 1:
             break

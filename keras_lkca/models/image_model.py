@@ -14,6 +14,7 @@ import numpy as np
 from keras_lkca.checks import check_flag, check_image_shape
 from keras_lkca.internals import is_quantized, sublayers
 from keras_lkca.layers.dense import LORA, HoldsDense, change, use_erf
+from keras_lkca.models.colors import check_colors
 from keras_lkca.models.levels import feature_levels
 from keras_lkca.models.presets import (
     PRESETS,
@@ -56,6 +57,8 @@ class ImageModel(keras.Model):
         arguments: Dictionary of a subclass's constructor arguments, from which
             `from_config` builds it; `None` saves the graph.
         unknown: Dictionary of arguments that a subclass was given and has not.
+        class_colors: Sequence of (red, green, blue) in [0, 255], one per class, of a
+            model that tells a class for every pixel; `None` where they are not known.
 
     Input shape:
         That of `inputs`.
@@ -90,6 +93,7 @@ class ImageModel(keras.Model):
         trainable: bool = True,
         arguments: dict | None = None,
         unknown: dict | None = None,
+        class_colors=None,
     ):
         for argument, value in (unknown or {}).items():
             known = sorted({*(arguments or {}), "name", "trainable"})
@@ -101,6 +105,7 @@ class ImageModel(keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         names = check_class_names(class_names, self.output_shape)
         self._class_names = names
+        self._class_colors = check_colors(class_colors, self.output_shape[-1])
         if "class_names" in (arguments or {}):
             arguments = {**arguments, "class_names": names}  # of an iterator, read
         self._arguments = None if arguments is None else _plain(arguments)
@@ -115,6 +120,13 @@ class ImageModel(keras.Model):
         """The classes' names in the order of the outputs, where they are known."""
         # Keras wraps what a model holds.
         return self._class_names and tuple(self._class_names)
+
+    @property
+    def class_colors(self) -> np.ndarray | None:
+        """The classes' colours, uint8 `(classes, 3)`, where they are known."""
+        if self._class_colors is None:
+            return None
+        return np.array([tuple(color) for color in self._class_colors], "uint8")
 
     @property
     def pyramid_outputs(self) -> dict:
@@ -262,8 +274,10 @@ class ImageModel(keras.Model):
         """Return the constructor's arguments or the graph, and what was changed."""
         if self._arguments is None:
             graph = keras.Model(self.input, self.output, name=self.name).get_config()
-            names = self.class_names
-            return {**graph, "trainable": self.trainable, "class_names": names}
+            own = {"trainable": self.trainable, "class_names": self.class_names}
+            if self.class_colors is not None:
+                own["class_colors"] = self.class_colors.tolist()
+            return {**graph, **own}
         config = {"name": self.name, "trainable": self.trainable, **self._arguments}
         quantized = {
             path: keras.saving.serialize_keras_object(layer.quantization_config)
@@ -278,9 +292,13 @@ class ImageModel(keras.Model):
         """Build a model from what `get_config` returned."""
         config = dict(config)
         if "layers" in config:
-            names = config.pop("class_names")
+            names, colors = config.pop("class_names"), config.pop("class_colors", None)
             graph = keras.Model.from_config(dict(config), custom_objects)
-            model = cls(graph.input, graph.output, names, name=graph.name)
+            model = cls(
+                *(graph.input, graph.output, names),
+                name=graph.name,
+                class_colors=colors,
+            )
             if not config["trainable"]:
                 # Of which some layers may be trainable nevertheless.
                 frozen = [(layer, layer.trainable) for layer in sublayers(model)]

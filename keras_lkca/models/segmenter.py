@@ -1,12 +1,15 @@
 """A class for every pixel."""
 
+import json
+
 import keras
-import numpy as np
 
 from keras_lkca.checks import check_choice, check_positive_int
 from keras_lkca.layers import TokenDense
 from keras_lkca.models.adaptation import adapt
 from keras_lkca.models.blocks import conv_norm
+from keras_lkca.models.classifiers import is_segmenter
+from keras_lkca.models.colors import check_colors
 from keras_lkca.models.image_model import ImageModel
 from keras_lkca.models.levels import feature_levels
 from keras_lkca.models.presets import check_preset
@@ -27,13 +30,13 @@ class LKCASegmenter(ImageModel):
     smoothed by a convolution of 3 x 3. At the finest a Dense layer classifies, and its
     logits are resized to the image.
 
-    On large grids is where large kernels are at their best: an LKCA layer mixes all of
-    60 x 45 tokens in the time in which softmax attention mixes a tenth of them.
+    On large grids is where large kernels are at their best: one kernel reaches over
+    all of an image's tokens, where softmax attention compares each with every other.
 
     Args:
-        backbone: A functional Keras model of images of one size, such as `LKCANet`,
-            `LKCAViT` or one of your own. Its layers become this model's, with their
-            weights; what comes after its feature maps is left out.
+        backbone: A functional or Sequential Keras model of images of one size, such as
+            `LKCANet`, `LKCAViT` or one of your own. Its layers become this model's,
+            with their weights; what comes after its feature maps is left out.
         num_classes: Integer, 2 or above, the number of classes.
         decoder_dim: Positive integer, channels of the pyramid.
         levels: Sequence of names of `backbone.pyramid_outputs`, such as
@@ -44,7 +47,7 @@ class LKCASegmenter(ImageModel):
         class_names: Sequence of strings, one per class, which travel with the saved
             model; `None` where they are not known.
         class_colors: Sequence of (red, green, blue) in [0, 255], one per class, which
-            travel with it too; `None` for `default_colors`.
+            travel with it too; `None` for those of PASCAL VOC.
         dtype: Dtype or dtype policy of the pyramid; `None` is the backbone's.
         name: Name of the model, or `None`.
         trainable: Whether its weights are to be trained.
@@ -90,10 +93,11 @@ class LKCASegmenter(ImageModel):
         trainable: bool = True,
         **unknown,
     ):
-        if not isinstance(backbone, keras.Model):
+        if not isinstance(backbone, keras.Model) or is_segmenter(backbone):
             raise ValueError(
-                "`backbone` must be a functional Keras model, such as LKCANet(...); by "
-                "a preset's name there is LKCASegmenter.from_preset. "
+                "`backbone` must be a functional Keras model, such as LKCANet(...), "
+                "and no segmenter; by a preset's name there is "
+                "LKCASegmenter.from_preset. "
                 f"Received: backbone={backbone!r}"
             )
         num_classes = check_positive_int("num_classes", num_classes)
@@ -112,11 +116,11 @@ class LKCASegmenter(ImageModel):
                 f"Received: classifier_activation={classifier_activation!r}"
             )
         found = feature_levels(backbone)
-        levels = _check_levels(levels, found)
+        chosen = _check_levels(levels, found)
         policy = backbone.dtype_policy if dtype is None else dtype
         policy = keras.dtype_policies.get(policy)
         x = None
-        for level in reversed(levels):
+        for level in reversed(chosen):
             part, tensor = level.lower(), found[level]
             y = keras.layers.LayerNormalization(
                 epsilon=1e-5, dtype=policy, name=f"{part}_norm"
@@ -131,12 +135,11 @@ class LKCASegmenter(ImageModel):
         x = _resized(x, backbone.input_shape[1:3])
         if activation is keras.activations.softmax:
             x = keras.layers.Softmax(dtype=precise, name="probabilities")(x)
-        colors = _check_colors(class_colors, num_classes)
+        colors = check_colors(class_colors, num_classes)
         arguments = {
-            "backbone": keras.saving.serialize_keras_object(backbone),
             "num_classes": num_classes,
             "decoder_dim": decoder_dim,
-            "levels": levels,
+            "levels": levels if levels is None else tuple(levels),
             "classifier_activation": classifier_activation
             and keras.activations.serialize(activation),
             "class_names": class_names,
@@ -144,23 +147,29 @@ class LKCASegmenter(ImageModel):
             "dtype": keras.dtype_policies.serialize(policy),
         }
         super().__init__(
-            backbone.input,
+            backbone.inputs[0],
             x,
             class_names,
             name,
             trainable,
             arguments=arguments,
             unknown=unknown,
+            class_colors=colors,
         )
         self.dtype_policy = policy
-        self._class_colors = colors
+        # As text: Keras empties and changes what it is given as a configuration.
+        self._backbone = json.dumps(keras.saving.serialize_keras_object(backbone))
+        theirs = {id(layer) for layer in backbone.layers}
+        self._decoder = [layer.name for layer in self.layers if id(layer) not in theirs]
 
     @property
-    def class_colors(self) -> np.ndarray:
-        """The classes' colours, uint8 `(classes, 3)`, those of none given too."""
-        if self._class_colors is None:
-            return default_colors(self.output_shape[-1])
-        return np.array([tuple(color) for color in self._class_colors], "uint8")
+    def decoder_layers(self) -> list:
+        """The layers behind the backbone's feature maps."""
+        return [self.get_layer(name) for name in self._decoder]
+
+    def get_config(self):
+        """Return the constructor's arguments, and what was changed."""
+        return {**super().get_config(), "backbone": json.loads(self._backbone)}
 
     @classmethod
     def from_preset(
@@ -181,7 +190,7 @@ class LKCASegmenter(ImageModel):
             num_classes: Integer, 2 or above, the number of classes.
             load_weights: Whether a trained preset comes with its weights.
             **overrides: Arguments of this class, or of the backbone's. `patch_size` is
-                4 unless given.
+                4 unless given; a trained preset keeps its own.
 
         Returns:
             An `LKCASegmenter`.
@@ -213,35 +222,17 @@ class LKCASegmenter(ImageModel):
         """Build a model from what `get_config` returned."""
         backbone = config["backbone"]
         if not isinstance(backbone, keras.Model):
-            backbone = keras.saving.deserialize_keras_object(backbone, custom_objects)
+            copy = json.loads(json.dumps(backbone))
+            backbone = keras.saving.deserialize_keras_object(copy, custom_objects)
         return super().from_config({**config, "backbone": backbone}, custom_objects)
-
-
-def default_colors(count: int) -> np.ndarray:
-    """Return colours that are easy to tell apart, those of PASCAL VOC's masks.
-
-    Args:
-        count: Positive integer, how many.
-
-    Returns:
-        uint8 array `(count, 3)` of red, green, blue.
-
-    Example:
-
-    >>> from keras_lkca.models.segmenter import default_colors
-    >>> default_colors(3).tolist()
-    [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
-    """
-    numbers = np.arange(count)[:, None] >> np.arange(3)  # a bit of each colour
-    bits = np.stack([(numbers >> 3 * place) & 1 for place in range(8)])
-    return (bits << np.arange(7, -1, -1)[:, None, None]).sum(0).astype("uint8")
 
 
 def _resized(x, size):
     """Return a feature map on another grid, between its values."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
-    # Not Keras's layer: what comes after it takes every call for training.
+    # Keras's layer, Resizing, would set BatchNormalization behind it to training in
+    # every call that does not say otherwise.
     return keras.ops.image.resize(x, size, "bilinear", data_format="channels_last")
 
 
@@ -260,21 +251,3 @@ def _check_levels(levels, found):
             f"Received: levels={levels!r}"
         )
     return tuple(name for name in found if name in levels)
-
-
-def _check_colors(colors, count):
-    """Return colours as tuples of numbers, or raise a `ValueError`."""
-    if colors is None:
-        return None
-    try:
-        array = np.asarray(colors)
-        fits = array.shape == (count, 3) and array.dtype.kind in "ui"
-        fits = fits and 0 <= array.min() <= array.max() <= 255
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"`class_colors` must be {count} triples of red, green, blue in [0, 255], "
-            f"one for each class. Received: class_colors={colors!r}"
-        )
-    return tuple(tuple(map(int, color)) for color in array)

@@ -17,13 +17,21 @@ def check_teacher(teacher, model, names, task):
     Args:
         teacher: Any classifier, functional or Sequential.
         model: The one that is to learn.
-        names: Names of the classes that it is to tell apart.
+        names: Names of the classes that it is to tell apart, `None` where they are
+            not known.
         task: What it decides, see `keras_lkca.models.classifiers.task_of`.
     """
     if not isinstance(teacher, keras.Model):
         raise ValueError(
             "`teacher` must be a Keras model, a classifier of the same images. "
             f"Received: teacher={teacher!r}"
+        )
+    if teacher is model or {id(v) for v in teacher.variables} & {
+        id(v) for v in model.trainable_variables
+    }:
+        raise ValueError(
+            "`teacher` must be another model than the one that learns, and share no "
+            "weights with it, which would change as it learns. Received: the same"
         )
     if task == "segmentation":
         raise ValueError(
@@ -55,7 +63,7 @@ def check_teacher(teacher, model, names, task):
             f"{own} task"
         )
     known = classifiers.class_names(teacher)
-    if known and tuple(known) != tuple(names):
+    if known and names and tuple(known) != tuple(names):
         first = next(i for i, name in enumerate(known) if name != names[i])
         raise ValueError(
             "`teacher` must tell apart the classes that the model learns, in their "

@@ -69,8 +69,13 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
         _, classes = check_shapes(model, pixels=True)
         images = as_images(model, images)
         warn_if_scaled(model, images)
-        masks = as_masks(labels, images.shape[:3], classes)
-        return compare_masks(model, images, masks, batch_size, mirror)
+        masks = as_masks(labels, images.shape[:3], classes, "labels")
+        if (masks < 0).all():
+            raise ValueError(
+                "`labels` must have a pixel that counts. "
+                "Received: masks of which all are to be ignored"
+            )
+        return compare_masks(model, images, masks, min(batch_size, 16), mirror)
     # A classifier of vectors has nothing that images must be.
     if len(getattr(model, "input_shape", None) or ()) != 2:
         check_shapes(model)

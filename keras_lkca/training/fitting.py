@@ -22,10 +22,10 @@ from keras_lkca.data.batches import (
     as_one_hot,
     check_batch_size,
     check_class_weight,
-    check_for_masks,
     check_known,
     check_mixing,
     check_numbers,
+    of_pixels,
     weights_of_all,
 )
 from keras_lkca.data.masks import as_masks
@@ -41,8 +41,8 @@ from keras_lkca.models.classifiers import (
     task_of,
     warn_if_scaled,
 )
+from keras_lkca.models.colors import colors_of
 from keras_lkca.models.image_model import as_names, given_name
-from keras_lkca.models.segmenter import default_colors
 from keras_lkca.training import (
     callbacks,
     distillation,
@@ -108,9 +108,9 @@ def fit(
     Writes into `output`: `config.json` (all that repeats the run), `history.csv`,
     `best.keras` and `last.keras` after every epoch; `metrics.json`, and with matplotlib
     installed `curves.png` and `confusion.png`, of a segmenter `samples.png` too, at the
-    end. Each is written whole or not
-    at all. A run that was killed goes on with `resume=True` and ends with the weights
-    that it would have had without a break, under the same backend.
+    end. Each is written whole or not at all. A run that was killed goes on with
+    `resume=True` and ends with the weights that it would have had without a break,
+    under the same backend.
 
     Args:
         model: A functional or a built Sequential Keras model from images to
@@ -121,7 +121,7 @@ def fit(
             class for each pixel, `(batch, height, width, classes)`, as
             `keras_lkca.LKCASegmenter` does: the labels are masks then, what is said of
             accuracy holds of pixels, and the best epoch is that of the highest mean
-            intersection over union. One that is
+            intersection over union. A loss of yours must pass over -1 then. One that is
             not compiled, or was by this function, is compiled with the recipe's
             optimizer and loss. One that you compiled keeps your optimizer, loss and
             metrics, and may end with anything where there is no `test`; the recipe
@@ -170,9 +170,9 @@ def fit(
             same on resuming. Its keys are not those of `fit`'s own arguments.
         extra_callbacks: Further Keras callbacks.
         freeze: `"backbone"` to train the classifier alone, the model's last Dense
-            layer; or a number of epochs, to do so at first and to train everything
-            after them, as the learning rate's schedule goes on and the optimizer
-            begins anew. What is frozen runs as in inference, BatchNormalization too.
+            layer, of an `LKCASegmenter` all that comes after its backbone; or a number
+            of epochs, to do so at first and to train everything after them, as the
+            learning rate's schedule goes on and the optimizer begins anew. What is frozen runs as in inference, BatchNormalization too.
             What you froze yourself stays so all along, and the model's `trainable`
             flags are in the end as they were. `None` for neither. It needs a model
             that you did not compile. What is kept after the first epochs is loaded
@@ -250,13 +250,19 @@ def fit(
     frozen = frozen_epochs(arguments["freeze"], recipe.epochs)
     if frozen:
         check_head(model)
-    for argument, needed in (("freeze", frozen), ("teacher", teacher is not None)):
+    for argument, needed in (
+        ("freeze", frozen),
+        ("teacher", teacher is not None),
+        ("class_weight", dense and arguments["class_weight"] is not None),
+    ):
         if needed and not _compiled_here(model):
             raise ValueError(
                 f"`{argument}` needs a model that is not compiled, to be compiled with "
                 "the recipe's optimizer and loss. Received: a model with the optimizer "
                 f"{model.optimizer.name!r}"
             )
+    if dense and not _compiled_here(model):
+        _check_ignores(model.loss)
     pipeline = config["pipeline"] if config else arguments["pipeline"]
     pipeline = pipeline or _default_pipeline()
     if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
@@ -299,7 +305,8 @@ def fit(
 
     averaging = compiled(frozen)
     if teacher is not None:
-        distillation.check_teacher(teacher, model, names, task)
+        known = class_names(model) or (facts and as_names(facts.class_names))
+        distillation.check_teacher(teacher, model, known, task)
     batches, labels_of = _batches(
         train, model, recipe, facts, arguments, pipeline, steps, scaled
     )
@@ -500,7 +507,13 @@ def _arrays(source, name, shape, classes, dense):
             f"Received: {images.shape}"
         )
     if dense:
-        return images, as_masks(labels, images.shape[:3], classes)
+        masks = as_masks(labels, images.shape[:3], classes, f"{name}[1]")
+        if (masks < 0).all():
+            raise ValueError(
+                f"`{name}[1]` must have a pixel that counts. "
+                "Received: masks of which all are to be ignored"
+            )
+        return images, masks
     one_hot = as_one_hot(labels, len(images), classes)
     if classes == 1:
         integers, exact = one_hot[:, 0].astype(int), np.isin(one_hot, (0, 1))
@@ -583,6 +596,19 @@ def _compiled_here(model):
     return optimizer is None or optimizer.name == OPTIMIZER
 
 
+def _check_ignores(loss):
+    """Raise a `ValueError` for a loss of Keras's that takes -1 for a class."""
+    sparse = keras.losses.SparseCategoricalCrossentropy
+    if loss == "sparse_categorical_crossentropy" or (
+        isinstance(loss, sparse) and getattr(loss, "ignore_class", None) != -1
+    ):
+        raise ValueError(
+            "`model` must be compiled with a loss that passes over -1, which masks "
+            "hold where nothing counts: keras.losses.SparseCategoricalCrossentropy("
+            f"ignore_class=-1). Received: loss={loss!r}"
+        )
+
+
 def _compile(model, recipe, total, jit_compile, task, first_step, taught, weights):
     """Compile the model unless the user did, and return what averages its weights."""
     if _compiled_here(model):
@@ -609,7 +635,7 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
     augmentation = augmentation_of(recipe, facts, images, model.input_shape[-1])
     class_weight = None  # of masks it is the loss that weighs the pixels
     if dense:
-        check_for_masks(augmentation)
+        augmentation.check_for_masks()
     else:
         check_mixing(augmentation, one_hot)
         class_weight = arguments["class_weight"]
@@ -618,7 +644,13 @@ def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
         else:
             check_known(class_weight)
 
-    def look(images):
+    def look(images, labels):
+        if of_pixels(labels) != dense:
+            wanted = "masks, a class for every pixel" if dense else "classes of images"
+            raise ValueError(
+                f"`train` must give batches of images and {wanted}, as the model does. "
+                f"Received: labels of shape {labels.shape}"
+            )
         if not scaled:
             warn_if_scaled(model, images, "train")
 
@@ -761,9 +793,7 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
         metrics["best_per_class_iou"] = segmentation.per_class_iou(confusion, names)
     _draw(config, folder, rows, best, on_test, names, confusion)
     if samples is not None and importlib.util.find_spec("matplotlib") is not None:
-        colors = getattr(model, "class_colors", None)
-        if colors is None:
-            colors = default_colors(len(names))
+        colors = colors_of(model)
         title = config.get("name") or "segmentation"
         with atomic(folder / "samples.png") as path:
             figure = segmentation.side_by_side(*samples, colors, names, title)

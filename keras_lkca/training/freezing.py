@@ -4,6 +4,7 @@ import contextlib
 import numbers
 
 from keras_lkca.internals import sublayers
+from keras_lkca.models import LKCASegmenter
 from keras_lkca.models.classifiers import head_of
 
 
@@ -41,6 +42,8 @@ def frozen_epochs(freeze, epochs):
 def head_alone(model):
     """Freeze all of a model but its classifier, and leave it as it was.
 
+    Of an `LKCASegmenter` all that comes after its backbone is left to train.
+
     Args:
         model: A functional or sequential model that ends with a Dense layer, after
             which a softmax or the like may come.
@@ -57,14 +60,17 @@ def head_alone(model):
     ...     print([variable.path for variable in model.trainable_variables])
     ['classifier/kernel', 'classifier/bias']
     """
-    head = check_head(model)
+    heads = [check_head(model)]
+    if isinstance(model, LKCASegmenter):
+        heads = model.decoder_layers
+    ids = {id(layer) for layer in heads}
     # Each before those within it, whose flags it sets.
     layers = [model, *sublayers(model)]
     flags = [(layer, layer.trainable) for layer in layers]
     variables = [(variable, variable.trainable) for variable in model.variables]
     try:
         for layer in layers:
-            if layer is not head and not any(x is head for x in sublayers(layer)):
+            if not ids & {id(x) for x in (layer, *sublayers(layer))}:
                 layer.trainable = False
         yield
     finally:

@@ -10,7 +10,7 @@ from keras_lkca.checks import check_number, check_positive_int
 from keras_lkca.data.batches import check_numbers
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
-from keras_lkca.models.classifiers import check_shapes, warn_if_scaled
+from keras_lkca.models.classifiers import check_shapes, is_segmenter, warn_if_scaled
 from keras_lkca.models.image_model import copy_of
 from keras_lkca.training.evaluation import task_with
 from keras_lkca.training.fitting import augmentation_of
@@ -47,7 +47,8 @@ def find_learning_rate(
             and how it was compiled is passed over.
         train: Pair of arrays, images in [0, 255] `(n, height, width, channels)` and
             labels, as for `fit`.
-        recipe: The recipe whose rate is sought. Defaults to `Recipe.long()`.
+        recipe: The recipe whose rate is sought. Defaults to `Recipe.long()`, of a
+            segmenter to `Recipe.segmentation()`.
         lowest: Positive number, the rate of the first step.
         highest: Number above it, the rate of the last.
         steps: Integer, 10 or above, of the sweep.
@@ -81,7 +82,8 @@ def find_learning_rate(
         Smith, "Cyclical Learning Rates for Training Neural Networks",
         arXiv 1506.01186, section 3.3, the range test.
     """
-    recipe = Recipe.long() if recipe is None else recipe
+    if recipe is None:
+        recipe = Recipe.segmentation() if is_segmenter(model) else Recipe.long()
     lowest, highest = check_number("lowest", lowest), check_number("highest", highest)
     if not 0 < lowest < highest:
         raise ValueError(
@@ -90,7 +92,8 @@ def find_learning_rate(
         )
     steps = check_number("steps", check_positive_int("steps", steps), 10, True)
     path = None if output is None else _picture(output)
-    _, columns = check_shapes(model)
+    _, columns = check_shapes(model, pixels=True)
+    dense = is_segmenter(model)
     if not isinstance(train, (tuple, list)) or len(train) != 2:
         raise ValueError(
             "`train` must be a pair of arrays (images, labels). "
@@ -105,7 +108,8 @@ def find_learning_rate(
     warn_if_scaled(model, images, "train[0]")
     trial = copy_of(model)
     keras.utils.set_random_seed(seed)
-    recipe.compile(trial, steps, task=task_with(model, labels))
+    task = "segmentation" if dense else task_with(model, labels)
+    recipe.compile(trial, steps, task=task)
     factor = (highest / lowest) ** (1 / (steps - 1))
     trial.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
         lowest, decay_steps=1, decay_rate=factor

@@ -9,7 +9,12 @@ import numpy as np
 from keras_lkca import data
 from keras_lkca.checks import check_rate
 from keras_lkca.data.folders import statistics
-from keras_lkca.data.masks import is_mask_directory
+from keras_lkca.data.masks import (
+    as_ignored,
+    facts_of,
+    is_mask_directory,
+    read_mask_directory,
+)
 from keras_lkca.internals import sublayers
 from keras_lkca.models import LKCASegmenter, adapt
 from keras_lkca.models.classifiers import is_segmenter
@@ -41,7 +46,7 @@ DEFAULTS = {
     "start_from": None,
     "teacher": None,
     "task": "classification",
-    "ignore": 255,
+    "ignore": [255],
     "data_dir": None,
     "fraction": 1.0,
     "validation_split": 0.1,
@@ -197,12 +202,15 @@ def train(
         "steps_per_epoch": steps_per_epoch,
         "freeze": freeze,
     }
+    if ignore is not LEFT_OUT:
+        about["ignore"] = as_ignored(ignore)
     about, settings = plain(_whole_paths(given(about))), plain(given(settings))
     config = read_config(output) if resume else None
     moved = {}
     if config:
-        # The data may have moved.
-        moved = {k: v for k, v in about.items() if k in ("data_dir", "dataset")}
+        # The data, and the teacher's file, may have moved.
+        movable = ("data_dir", "dataset", "teacher")
+        moved = {k: v for k, v in about.items() if k in movable}
         if {moved.get("dataset"), config["arguments"].get("dataset")} & {
             *data.DATASETS
         }:
@@ -222,7 +230,7 @@ def train(
         source = _source(about["start_from"], output if resume else None)
     if not config:
         about["preset"] = preset
-    teacher = None if about["teacher"] is None else _teacher(about["teacher"])
+    teacher = None if found["teacher"] is None else _teacher(found["teacher"])
     dense = about["task"] == "segmentation"
     recipe = fitting.recipe_of(settings, dense)
     train, test, validation, facts = _load(found)
@@ -344,6 +352,10 @@ def _carried(source, about, facts, recipe):
                 *(model, facts.num_classes), class_names=names, class_colors=colors
             )
             return _thawed(model)
+        if is_segmenter(source) and about["task"] != "segmentation":
+            raise ValueError(
+                "It tells a class for every pixel: give task='segmentation'."
+            )
         model = adapt(
             source,
             facts.input_shape,
@@ -352,6 +364,8 @@ def _carried(source, about, facts, recipe):
             patch_size=options.get("patch_size"),
             class_names=names,
         )
+        if is_segmenter(model) and facts.class_colors:
+            model = _with(model, dtype, class_colors=facts.class_colors)
         model = _with(model, dtype, drop_path_rate=recipe.drop_path_rate)
     except ValueError as error:
         raise ValueError(
@@ -415,7 +429,12 @@ def _check(arguments):
             "`dataset` must be a folder of images and masks for task='segmentation'. "
             f"Received: dataset={arguments['dataset']!r}"
         )
-    if not dense and arguments["ignore"] != 255:
+    if dense and arguments["on_error"] != "raise":
+        raise ValueError(
+            "`on_error` is for folders of classes; a mask without its image is always "
+            f"refused. Received: on_error={arguments['on_error']!r}"
+        )
+    if not dense and arguments["ignore"] != [255]:
         raise ValueError(
             "`ignore` is for task='segmentation'. "
             f"Received: ignore={arguments['ignore']!r}"
@@ -496,6 +515,11 @@ def _folder(arguments):
         )
     size = 64 if arguments["image_size"] is None else arguments["image_size"]
     options = size, arguments["on_error"]
+    if any(map(is_mask_directory, (folder, folder / "train"))):
+        raise ValueError(
+            f"{folder} holds folders images and masks, as for a class for every pixel: "
+            "give task='segmentation' (--task segmentation), or other names to classes."
+        )
     splits = {
         path.name
         for path in folder.iterdir()
@@ -545,41 +569,47 @@ def _mask_folder(arguments):
             "`dataset` must be a folder of images and masks. "
             f"Received: dataset={arguments['dataset']!r}"
         )
+    parts = {"train": folder}
+    if not is_mask_directory(folder):
+        parts = {name: folder / name for name in ("train", "test", "val")}
+        if not parts["val"].is_dir():
+            parts.pop("val")
+        for part in parts.values():
+            if not is_mask_directory(part):
+                raise ValueError(
+                    f"{folder} must hold folders images and masks, or folders train, "
+                    f"test and if you like val that do. There are none in {part}."
+                )
     options = arguments["image_size"], arguments["ignore"]
-    if is_mask_directory(folder):
-        images, masks, facts = data.from_mask_directory(folder, *options)
-        test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
-        if not len(test):
+    read = {name: read_mask_directory(part, *options) for name, part in parts.items()}
+    images, masks, names, palette = read["train"]
+    for name, (others, _, own, colors) in read.items():
+        if others.shape[1:] != images.shape[1:]:
             raise ValueError(
-                f"{folder} holds {len(images)} images, too few to hold out any for the "
-                "test."
+                f"The images of {folder} must be of one size, or `image_size` given. "
+                f"Received: {images.shape[1:3]} in train, {others.shape[1:3]} in {name}"
             )
-        mean, std = statistics(images[train])
-        facts = dataclasses.replace(facts, mean=mean, std=std)
-        train, test = ((images[rows], masks[rows]) for rows in (train, test))
-        return train, test, None, facts
-    found = {}
-    for split in ("train", "test", "val"):
-        if split == "val" and not (folder / split).is_dir():
-            continue
-        if not is_mask_directory(folder / split):
+        if own != names:
             raise ValueError(
-                f"{folder} must hold folders images and masks, or folders train, test "
-                f"and if you like val that do. There are none in {folder / split}."
+                f"The classes of {parts['train']} and {parts[name]} must be the same, "
+                f"in one order. Received: {', '.join(names)} and {', '.join(own)}"
             )
-        found[split] = data.from_mask_directory(folder / split, *options)
+        palette = palette or colors
     # A class may be missing in one of the parts.
-    count = max(facts.num_classes for *_, facts in found.values())
-    shapes = {facts.input_shape for *_, facts in found.values()}
-    if len(shapes) > 1:
+    count = len(names) or 1 + max(int(part[1].max()) for part in read.values())
+    if len(parts) > 1:
+        facts = facts_of(folder, images, count, names, palette)
+        test, val = (read.get(part, (None, None))[:2] for part in ("test", "val"))
+        return (images, masks), test, None if val[0] is None else val, facts
+    test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
+    if not len(test):
         raise ValueError(
-            f"The images of {folder} must be of one size, or `image_size` given. "
-            f"Received: {', '.join(str(shape[:2]) for shape in sorted(shapes))}"
+            f"{folder} holds {len(images)} images, too few to hold out any for the "
+            "test."
         )
-    *train, facts = found["train"]
-    facts = dataclasses.replace(facts, num_classes=count)
-    test, val = (found.get(split, (None, None))[:2] for split in ("test", "val"))
-    return tuple(train), test, None if val[0] is None else val, facts
+    facts = facts_of(folder, images[train], count, names, palette)
+    train, test = ((images[rows], masks[rows]) for rows in (train, test))
+    return train, test, None, facts
 
 
 def _at_least_two_classes(folder, facts):

@@ -54,7 +54,7 @@ def read_config(output):
             arguments.setdefault(name, None)  # which runs of before have not
         if "dataset" in arguments:  # of `train`
             arguments.setdefault("task", "classification")
-            arguments.setdefault("ignore", 255)
+            arguments.setdefault("ignore", [255])
         # As the fields of this version.
         arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
     except (ValueError, KeyError, TypeError) as error:
