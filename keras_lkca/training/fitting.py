@@ -172,11 +172,12 @@ def fit(
         freeze: `"backbone"` to train the classifier alone, the model's last Dense
             layer, of an `LKCASegmenter` all that comes after its backbone; or a number
             of epochs, to do so at first and to train everything after them, as the
-            learning rate's schedule goes on and the optimizer begins anew. What is frozen runs as in inference, BatchNormalization too.
-            What you froze yourself stays so all along, and the model's `trainable`
-            flags are in the end as they were. `None` for neither. It needs a model
-            that you did not compile. What is kept after the first epochs is loaded
-            where `keras_lkca` is imported, or with `compile=False`.
+            learning rate's schedule goes on and the optimizer begins anew. What is
+            frozen runs as in inference, BatchNormalization too. What you froze yourself
+            stays so all along, and the model's `trainable` flags are in the end as they
+            were. `None` for neither. It needs a model that you did not compile. What is
+            kept after the first epochs is loaded where `keras_lkca` is imported, or
+            with `compile=False`.
         teacher: A Keras classifier of the same images and classes, whose answers to
             the augmented training images the model learns beside the labels, as
             `distill_weight` and `distill_temperature` of the recipe say. It stays as it
