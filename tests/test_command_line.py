@@ -176,7 +176,8 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         "--fraction 0.5 --validation-split 0.2 --select test --pipeline arrays "
         "--dtype mixed_bfloat16 --no-jit-compile --tensorboard --steps-per-epoch 5 "
         "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=5 "
-        "--start-from a.keras --freeze 3".split()
+        "--start-from a.keras --freeze 3 --teacher t.keras --task segmentation "
+        "--ignore 3 4".split()
     )
     assert received.keys() == known
     assert received.pop("recipe") == Recipe.quick(
@@ -188,6 +189,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         **{"select": "test", "pipeline": "arrays", "dtype": "mixed_bfloat16"},
         **{"jit_compile": False, "tensorboard": True, "steps_per_epoch": 5},
         **{"data_dir": "d", "image_size": 32, "on_error": "skip"},
+        **{"teacher": "t.keras", "task": "segmentation", "ignore": [3, 4]},
         "model_options": {"num_heads": 2, "qkv_bias": True},
         **{"class_weight": {"cat": 2, "0": 5}, "start_from": "a.keras"},
         "freeze": 3,
@@ -224,7 +226,7 @@ def test_a_recipe_from_a_file(tmp_path, monkeypatch):
         ("train digits --set epoch=3", "epoch"),
         (
             "train digits --recipe slow",
-            "`--recipe` must be long, paper, quick or a JSON",
+            "`--recipe` must be one of long, paper, quick, segmentation, or a JSON",
         ),
         ("train digits --model-set depth=x", "depth"),
         ("evaluate", "arguments are required: MODEL, NAME|FOLDER"),
@@ -282,7 +284,7 @@ def test_ctrl_c_says_how_to_resume(call, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupt)
-    monkeypatch.setattr(deploy, "predict", interrupt)
+    monkeypatch.setattr(deploy, "read_model", interrupt)
     output = tmp_path / "my run"
     output.mkdir()
     (output / "config.json").write_text("{}")
