@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_lkca import LKCANet, LKCASegmenter, LKCAViT, ViT, data, deploy
+from keras_lkca import (
+    LKCANet,
+    LKCASegmenter,
+    LKCAViT,
+    ViT,
+    data,
+    deploy,
+    interpret,
+)
 from keras_lkca.__main__ import main
 from keras_lkca.data.masks import as_masks
 from keras_lkca.models import ImageModel, adapt, feature_levels
@@ -663,6 +671,17 @@ def test_exports(format, tmp_path, rng):
     found = deploy.FORMATS[format].read(path)(images.astype("float32"))
     chances = array(keras.ops.softmax(model(images)))
     np.testing.assert_allclose(found, chances, atol=1e-4)
+
+
+def test_it_is_explained(tmp_path, rng):
+    """Down to the receptive field of a pixel."""
+    model = shaken(segmenter(), rng)
+    images, _ = scenes(2)
+    field = interpret.effective_receptive_field(model, images, query=(2, 3))
+    assert field.shape == (18, 22) and field.sum() == pytest.approx(1)
+    assert field[:6, :8].sum() > field[-6:, -8:].sum()
+    page = interpret.report(model, images, tmp_path / "page.html")
+    assert "block_0_lkca" in page.read_text()
 
 
 # The command line

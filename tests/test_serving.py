@@ -24,9 +24,8 @@ pytest.importorskip("tensorflow_serving")
 pytestmark = pytest.mark.once
 
 
-@pytest.fixture(scope="module")
-def addresses(exported):
-    folder = exported("tf_saved_model").parent
+def serve(folder):
+    """Serve the versions in a folder, and yield the addresses of REST and gRPC."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "serving_stand_in.py"), folder, "pets"],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -38,6 +37,11 @@ def addresses(exported):
     yield f"http://localhost:{rest}", f"localhost:{grpc}"
     process.kill()
     process.communicate()
+
+
+@pytest.fixture(scope="module")
+def addresses(exported):
+    yield from serve(exported("tf_saved_model").parent)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,19 @@ def post(server, value, path="/v1/models/pets:predict"):
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+def test_a_segmenter_answers_for_every_pixel(tmp_path, rng):
+    net = keras_lkca.LKCANet((12, 16, 3), patch_size=2, embed_dim=8, depth=1)
+    model = keras_lkca.LKCASegmenter(net, 3, decoder_dim=8)
+    keras_lkca.deploy.export(model, tmp_path)
+    images = rng.integers(0, 256, (2, 12, 16, 3))
+    for rest, _ in serve(tmp_path):
+        status, answer = post(rest, {"instances": images.tolist()})
+    assert status == 200
+    classes = np.array([answer["classes"] for answer in answer["predictions"]])
+    expected = keras_lkca.deploy.predict_masks(model, images)
+    assert (classes == expected).mean() > 0.99  # of equal chances either
 
 
 def test_the_client_prints_what_predict_says(classifier, server, pictures, run_python):
