@@ -570,7 +570,8 @@ def report_tools(rows):
         stddev = runs[0]["model_options"]["position_stddev"]
         accuracy = spread([run["last"]["test_accuracy"] for run in runs])
         lines.append([runs[0]["preset"], f"{stddev:g}", len(runs), accuracy])
-    write_table("small-data.md", "positions", lines)
+    if of["positions"]:
+        write_table("small-data.md", "positions", lines)
     lines = [["kernel, tokens", "parameters", "seeds", "test mean IoU, %"]]
     lines[0] += ["pixel accuracy, %", "minutes"]
     for runs in of["camvid"].values():
