@@ -41,6 +41,7 @@ exit codes:
 NAMES = "cifar10, cifar100, svhn_cropped, tiny_imagenet, digits"
 MODEL = "a .keras file, written under any backend, or the name of a trained preset"
 CLASS_NAMES = "names of the classes, in their order (default: those of the model)"
+IGNORE = "values in masks of pixels that do not count, beside 255"
 DATA_DIR = (
     "where the dataset NAME lies or is downloaded to (default: the environment "
     "variable TFDS_DATA_DIR, or else ~/tensorflow_datasets)"
@@ -313,7 +314,7 @@ written into --output:
         nargs="+",
         type=int,
         metavar="VALUE",
-        help="values in masks of pixels that do not count, beside 255",
+        help=IGNORE,
     )
     add("--on-error", metavar="raise|skip", help=ON_ERROR)
     add(
@@ -401,7 +402,7 @@ example:
         nargs="+",
         type=int,
         metavar="VALUE",
-        help="values in masks of pixels that do not count, beside 255",
+        help=IGNORE,
     )
     add(
         "--split",

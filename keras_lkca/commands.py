@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_lkca import data, deploy, interpret, ops, training
 from keras_lkca.checks import check_positive_int
+from keras_lkca.data.batches import drawn_by
 from keras_lkca.data.folders import images_below
 from keras_lkca.data.masks import is_mask_directory, read_mask_directory
 from keras_lkca.deploy.prediction import (
@@ -27,7 +28,7 @@ from keras_lkca.models.classifiers import (
     task_of,
 )
 from keras_lkca.models.colors import colors_of
-from keras_lkca.training import Recipe, evaluation, segmentation
+from keras_lkca.training import Recipe, evaluation
 from keras_lkca.training.run import TEST_SHARE
 
 
@@ -156,8 +157,14 @@ def evaluate(
         "accuracy": scores["test_accuracy"],
         "top5_accuracy": scores.get("test_top5_accuracy"),
         "loss": scores["test_loss"],
-        **({} if dense else {"ece": scores["test_ece"]}),
-        **(_of_masks(scores, confusion, names) if dense else {}),
+        **(
+            {
+                "mean_iou": scores["test_mean_iou"],
+                "per_class_iou": evaluation.per_class_iou(confusion, names),
+            }
+            if dense
+            else {"ece": scores["test_ece"]}
+        ),
         "per_class_accuracy": evaluation.per_class(confusion, names),
         "class_names": names,
         "confusion": confusion.tolist(),
@@ -182,6 +189,7 @@ def _print_results(results):
         print(f"top-5 accuracy {results['top5_accuracy']:8.2%}")
     print(f"loss           {results['loss']:8.4f}")
     dense = "mean_iou" in results
+    ious = list(results.get("per_class_iou", {}).values())
     if dense:
         print(f"mean IoU       {results['mean_iou']:8.2%}")
     else:
@@ -197,22 +205,11 @@ def _print_results(results):
         count = sum(row)
         accuracy = f"{row[index] / count:10.2%}" if count else ""
         if dense:
-            iou = results["iou"][index]
+            iou = ious[index]
             overlap = "" if iou is None else f"{iou:10.2%}"
             print(f"{name:{width}}{count:12,}{accuracy:10}{overlap}")
         else:
             print(f"{name:{width}}{count:8,}{accuracy}")
-
-
-def _of_masks(scores, confusion, names):
-    """Return what is measured of a segmenter alone."""
-    by_class = segmentation.per_class_iou(confusion, names)
-    each = segmentation.intersection_over_union(confusion)
-    return {
-        "mean_iou": scores["test_mean_iou"],
-        "iou": [None if np.isnan(iou) else float(iou) for iou in each],
-        "per_class_iou": by_class,
-    }
 
 
 def _masked_images(model, source, split, ignore):
@@ -228,13 +225,21 @@ def _masked_images(model, source, split, ignore):
     count = len(names) or max(int(masks.max()) + 1, model.output_shape[-1])
     order = _order_of_classes(model, folder, count, names)
     masks = np.where(masks < 0, -1, order[np.maximum(masks, 0)])
+    return _part(images, masks, source, split, whole, image_shape(model)[2])
+
+
+def _part(images, labels, source, split, whole, channels):
+    """Return the part of a folder's images that is asked for, and what it is.
+
+    Of a folder that is whole it is what `train` holds out, or the others.
+    """
     if whole and split:
-        test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
+        test, train = data.split(drawn_by(labels), TEST_SHARE, seed=0)
         rows = test if split == "test" else train
-        images, masks = images[rows], masks[rows]
-    if image_shape(model)[2] == 1:
+        images, labels = images[rows], labels[rows]
+    if channels == 1:
         images = grey(images)
-    return images, masks, f"{source}, {split}" if split else str(source)
+    return images, labels, f"{source}, {split}" if split else str(source)
 
 
 def _labelled_images(model, source, split, data_dir, on_error):
@@ -264,13 +269,8 @@ def _labelled_images(model, source, split, data_dir, on_error):
         folder = folder / split
     images, labels, facts = data.from_directory(folder, shape[:2], on_error)
     classes = _order_of_classes(model, folder, facts.num_classes, facts.class_names)
-    if whole and split:
-        test, train = data.split(labels, TEST_SHARE, seed=0)  # as `train` does
-        rows = test if split == "test" else train
-        images, labels = images[rows], labels[rows]
-    if shape[2] == 1:
-        images = grey(images)
-    return images, classes[labels], f"{source}, {split}" if split else str(source)
+    images, labels, what = _part(images, labels, source, split, whole, shape[2])
+    return images, classes[labels], what
 
 
 def _check_mirror(model, dataset=None):

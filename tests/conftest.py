@@ -71,6 +71,34 @@ def every_layer(methods=("toeplitz", "depthwise", "hybrid")):
     return model
 
 
+def tiny(**arguments):
+    """A small LKCAViT for digits."""
+    from keras_lkca import LKCAViT
+
+    options = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": 0.0}
+    return LKCAViT((8, 8, 1), **{**options, **arguments})
+
+
+def quick(**changes):
+    """A recipe for digits, which are not to be mirrored."""
+    from keras_lkca.training import Recipe
+
+    options = {"epochs": 2, "batch_size": 50, "flip": False, "crop_padding": 1}
+    return Recipe.quick(**{**options, **changes})
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Interrupt a run when some of its epochs are over."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epochs:
+            raise KeyboardInterrupt
+
+
 def needs(format):
     """Skip a test where a package is missing that a format takes."""
     from keras_lkca import deploy

@@ -5,21 +5,12 @@ import json
 import keras
 import numpy as np
 import pytest
+from conftest import StopAfter, quick, tiny
 
 from keras_lkca import LKCAViT, data
 from keras_lkca.__main__ import main
-from keras_lkca.training import Recipe, fit, train
+from keras_lkca.training import fit, train
 from keras_lkca.training.distillation import Distillation, OfLabels, taught
-
-
-def tiny(**arguments):
-    options = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": 0.0}
-    return LKCAViT((8, 8, 1), **{**options, **arguments})
-
-
-def quick(**changes):
-    options = {"epochs": 2, "batch_size": 50, "flip": False, "crop_padding": 1}
-    return Recipe.quick(**{**options, **changes})
 
 
 def always(answers, activation=None):
@@ -171,16 +162,6 @@ def test_what_is_kept_goes_on_as_without_a_break(tmp_path):
         small[0], np.eye(10)[small[1]], verbose=0, batch_size=50
     )
     assert np.isfinite(loss) and 0 <= accuracy <= 1
-
-
-class StopAfter(keras.callbacks.Callback):
-    def __init__(self, epochs):
-        super().__init__()
-        self.epochs = epochs
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epochs:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,10 @@ import keras
 import numpy as np
 import pyramid
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny
 
-from keras_lkca import LKCANet, LKCAViT, data, deploy, interpret, predict
+from keras_lkca import LKCANet, data, deploy, interpret, predict
 from keras_lkca.training import Recipe, callbacks, evaluate, fit, fitting, train
-
-
-def tiny(**arguments):
-    options = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": 0.0}
-    return LKCAViT((8, 8, 1), **{**options, **arguments})
 
 
 def quick(**changes):

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from conftest import StopAfter
 from PIL import Image
 
 from keras_lkca import (
@@ -534,16 +535,6 @@ def test_a_run_goes_on_as_without_a_break(tmp_path):
             fit(models[-1], (images, masks), output=tmp_path / name, resume=True)
     for a, b in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-class StopAfter(keras.callbacks.Callback):
-    def __init__(self, epochs):
-        super().__init__()
-        self.epochs = epochs
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epochs:
-            raise KeyboardInterrupt
 
 
 def test_frozen_is_what_came_from_the_backbone(tmp_path):

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from conftest import quick, tiny
 
-from keras_lkca import LKCAViT, data, predict
+from keras_lkca import data, predict
 from keras_lkca.training import (
-    Recipe,
     evaluate,
     evaluation,
     find_learning_rate,
@@ -14,16 +14,6 @@ from keras_lkca.training import (
     fit_temperature,
     with_temperature,
 )
-
-
-def tiny(**arguments):
-    options = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": 0.0}
-    return LKCAViT((8, 8, 1), **{**options, **arguments})
-
-
-def quick(**changes):
-    options = {"epochs": 2, "batch_size": 50, "flip": False, "crop_padding": 1}
-    return Recipe.quick(**{**options, **changes})
 
 
 def sided(columns, activation=None):

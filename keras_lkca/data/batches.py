@@ -589,6 +589,22 @@ def _tf_dataset(images, labels, batch_size, augmentation, steps, columns, one_ho
     )
 
 
+def drawn_by(labels):
+    """Return what `split` draws by: classes, or one kind where an image has none.
+
+    Args:
+        labels: Array of labels, integers or a row or a mask for each image.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.data.batches import drawn_by
+    >>> drawn_by(np.ones((3, 2))).tolist()
+    [0, 0, 0]
+    """
+    return labels if labels.ndim == 1 else np.zeros(len(labels), int)
+
+
 def split(labels, share: float, seed: int = 0):
     """Draw a share of every class.
 

@@ -176,9 +176,8 @@ def _read(path, image_size):
     from PIL import Image, ImageOps
 
     height, width = image_size
-    opened = isinstance(path, Image.Image)
-    with contextlib.nullcontext(path) if opened else Image.open(path) as image:
-        if not opened:
+    with opened(path) as image:
+        if image is not path:
             # At a reduced size where the format can: much faster for photographs.
             image.draft("RGB", (2 * width, 2 * height))
         image = as_rgb(ImageOps.exif_transpose(image))
@@ -194,6 +193,15 @@ def _read(path, image_size):
             ):
                 image = image.resize(size, Image.Resampling.BICUBIC, box)
         return np.asarray(image)
+
+
+def opened(file):
+    """Return a context of an image, of a file or one that Pillow has opened."""
+    from PIL import Image
+
+    if isinstance(file, Image.Image):
+        return contextlib.nullcontext(file)
+    return Image.open(file)
 
 
 def as_rgb(image):

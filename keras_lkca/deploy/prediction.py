@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from keras_lkca.checks import check_image_shape, check_positive_int
-from keras_lkca.data.folders import as_rgb, decode
+from keras_lkca.data.folders import as_rgb, decode, opened
 from keras_lkca.files import atomic
 from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import (
@@ -165,8 +165,8 @@ def _whole_images(files, shape):
     images, sizes = [], []
     for file in files:
         try:
-            opened = file if isinstance(file, Image.Image) else Image.open(file)
-            image = as_rgb(ImageOps.exif_transpose(opened))
+            with opened(file) as image:
+                image = as_rgb(ImageOps.exif_transpose(image))
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be decoded ({error}).") from error
         sizes.append((image.height, image.width))

@@ -18,7 +18,7 @@ from keras_lkca.models.classifiers import (
     task_of,
     warn_if_scaled,
 )
-from keras_lkca.training.segmentation import compare_masks
+from keras_lkca.training.segmentation import compare_masks, intersection_over_union
 
 
 def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False):
@@ -224,11 +224,7 @@ def per_class(confusion, names):
     >>> per_class(np.array([[3, 1], [0, 0]]), ("cat", "dog"))
     {'cat': 0.75, 'dog': None}
     """
-    # One of two classes of a name would take the other's place.
-    names = [
-        f"{name} ({index})" if list(names).count(name) > 1 else name
-        for index, name in enumerate(names)
-    ]
+    names = _told_apart(names)
     if confusion.ndim == 3:
         right = confusion[:, 0, 0] + confusion[:, 1, 1]
         shares = right / confusion.sum((1, 2))
@@ -238,6 +234,31 @@ def per_class(confusion, names):
         name: float(confusion[i, i] / counts[i]) if counts[i] else None
         for i, name in enumerate(names)
     }
+
+
+def per_class_iou(confusion, names):
+    """Return each class's intersection over union, `None` where there is none.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_lkca.training.evaluation import per_class_iou
+    >>> per_class_iou(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), ("a", "b", "b"))
+    {'a': 0.75, 'b (1)': 0.8, 'b (2)': None}
+    """
+    values = intersection_over_union(confusion)
+    return {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(_told_apart(names), values, strict=True)
+    }
+
+
+def _told_apart(names):
+    """Return names, of which one of two alike would take the other's place."""
+    return [
+        f"{name} ({index})" if list(names).count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
 
 
 def curves(rows, title, best, held_out="validation"):

@@ -25,6 +25,7 @@ from keras_lkca.data.batches import (
     check_known,
     check_mixing,
     check_numbers,
+    drawn_by,
     of_pixels,
     weights_of_all,
 )
@@ -290,7 +291,8 @@ def fit(
     task = "segmentation" if dense else _task(model, pairs)
     weights = arguments["class_weight"] if dense else None
     if weights == "balanced":
-        check_known(weights if not _is_pair(train) else None)
+        if not _is_pair(train):
+            check_known(weights)
         weights = segmentation.balanced(train[1], classes)
     # Once: what is scaled is so everywhere.
     scaled = False
@@ -300,9 +302,17 @@ def fit(
     keras.utils.set_random_seed(arguments["seed"])
 
     def compiled(first_epoch, recipe=recipe):
-        total, jit = recipe.epochs * steps, arguments["jit_compile"]
-        step, taught = first_epoch * steps, teacher is not None
-        return _compile(model, recipe, total, jit, task, step, taught, weights)
+        jit = arguments["jit_compile"]
+        return _compile(
+            model,
+            recipe,
+            total_steps=recipe.epochs * steps,
+            jit_compile="auto" if jit is None else jit,
+            task=task,
+            first_step=first_epoch * steps,
+            teacher=teacher is not None,
+            class_weight=weights,
+        )
 
     averaging = compiled(frozen)
     if teacher is not None:
@@ -559,8 +569,7 @@ def hold_out(train, share, seed, argument):
             f"(0, 1) of training arrays. Received: {argument}={share!r}"
         )
     images, labels = train
-    alike = labels if labels.ndim == 1 else np.zeros(len(labels), int)
-    rows, others = data.split(alike, float(share), seed)
+    rows, others = data.split(drawn_by(labels), float(share), seed)
     if not len(rows) or not len(others):
         raise ValueError(
             f"`{argument}` must leave images on both sides of {len(labels)}; use more "
@@ -610,11 +619,16 @@ def _check_ignores(loss):
         )
 
 
-def _compile(model, recipe, total, jit_compile, task, first_step, taught, weights):
-    """Compile the model unless the user did, and return what averages its weights."""
+def _compile(model, recipe, **options):
+    """Compile the model unless the user did, and return what averages its weights.
+
+    Args:
+        model: The model.
+        recipe: The recipe.
+        options: What `Recipe.compile` takes.
+    """
     if _compiled_here(model):
-        jit = "auto" if jit_compile is None else jit_compile
-        recipe.compile(model, total, jit, task, first_step, taught, weights)
+        recipe.compile(model, **options)
         return recipe.callbacks()
     print(
         "the model keeps the optimizer, loss and metrics that it was compiled with; "
@@ -791,7 +805,7 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
     if test is not None:
         metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
     if test is not None and task == "segmentation":
-        metrics["best_per_class_iou"] = segmentation.per_class_iou(confusion, names)
+        metrics["best_per_class_iou"] = evaluation.per_class_iou(confusion, names)
     _draw(config, folder, rows, best, on_test, names, confusion)
     if samples is not None and importlib.util.find_spec("matplotlib") is not None:
         colors = colors_of(model)

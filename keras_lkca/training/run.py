@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 
 import keras
-import numpy as np
 
 from keras_lkca import data
 from keras_lkca.checks import check_rate
+from keras_lkca.data.batches import drawn_by
 from keras_lkca.data.folders import statistics
 from keras_lkca.data.masks import (
     as_ignored,
@@ -493,9 +493,7 @@ def _load(arguments):
     else:
         train, test, validation, facts = _folder(arguments)
     if arguments["fraction"] < 1:
-        # Of masks an image has no class by which it could be drawn.
-        alike = train[1] if train[1].ndim == 1 else np.zeros(len(train[1]), int)
-        rows, _ = data.split(alike, arguments["fraction"], seed)
+        rows, _ = data.split(drawn_by(train[1]), arguments["fraction"], seed)
         if not len(rows):
             raise ValueError(
                 f"`fraction` leaves none of the {len(train[1])} training images. "
@@ -601,7 +599,7 @@ def _mask_folder(arguments):
         facts = facts_of(folder, images, count, names, palette)
         test, val = (read.get(part, (None, None))[:2] for part in ("test", "val"))
         return (images, masks), test, None if val[0] is None else val, facts
-    test, train = data.split(np.zeros(len(images), int), TEST_SHARE, seed=0)
+    test, train = data.split(drawn_by(masks), TEST_SHARE, seed=0)
     if not len(test):
         raise ValueError(
             f"{folder} holds {len(images)} images, too few to hold out any for the "

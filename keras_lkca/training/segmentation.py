@@ -242,15 +242,6 @@ def intersection_over_union(confusion):
     return np.divide(common, union, out=np.full(len(union), np.nan), where=union > 0)
 
 
-def per_class_iou(confusion, names):
-    """Return the IoU of each class by name, `None` where there is none."""
-    values = intersection_over_union(confusion)
-    return {
-        str(name): None if np.isnan(value) else float(value)
-        for name, value in zip(names, values, strict=True)
-    }
-
-
 def side_by_side(images, masks, predicted, colors, names, title):
     """Draw images, what is true of them and what was predicted, a row for each.
 
