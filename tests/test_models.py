@@ -16,6 +16,7 @@ from keras_lkca.layers import SelfAttention
 from keras_lkca.models import (
     PRESETS,
     ImageModel,
+    LKCASegmenter,
     Preset,
     Weights,
     adapt,
@@ -854,17 +855,38 @@ def test_what_a_classifier_decides():
         LKCAViT(num_classes=1, class_names=["yes"], **SMALL)
 
 
-@pytest.mark.once
-def test_h5_of_a_whole_model_is_refused(tmp_path):
+def saved_as_h5(model, path):
+    """The model that Keras's own function saved, and loaded from its name alone."""
+    keras.saving.save_model(model, path)
+    return keras.saving.load_model(path)
+
+
+@pytest.mark.parametrize("family", [LKCAViT, LKCANet, LKCASegmenter])
+def test_h5_of_a_whole_model_loads(tmp_path, rng, family):
     """Keras writes the class of the outermost model without its package."""
-    model = LKCAViT(**SMALL)
-    for save in (model.save, a_model_of_ones_own().save):
+    if family is LKCASegmenter:
+        model = family(LKCANet(**SMALL, include_top=False), 4, class_names=NAMES)
+    else:
+        model = family(**SMALL, num_classes=4, class_names=NAMES)
+    with_random_weights(model, rng).layers[-2].trainable = False
+    loaded = saved_as_h5(model, tmp_path / "m.h5")
+    assert type(loaded) is family and loaded.class_names == NAMES
+    assert len(loaded.trainable_weights) == len(model.trainable_weights)
+    x = images(rng)
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
+    )
+
+
+@pytest.mark.once
+def test_h5_of_a_class_that_others_may_call_the_same_is_refused(tmp_path):
+    for refused in (ViT(**SMALL), a_model_of_ones_own()):
         with pytest.raises(ValueError, match="`filepath` must end with .keras.*'m.h5'"):
-            save("m.h5")
+            refused.save("m.h5")
+    model = LKCAViT(**SMALL)
     model.save_weights(tmp_path / "m.weights.h5")
     outer = keras.Model(model.input, model.output)
-    outer.save(tmp_path / "m.h5")
-    loaded = keras.models.load_model(tmp_path / "m.h5")
+    loaded = saved_as_h5(outer, tmp_path / "m.h5")
     x = np.zeros((1, 32, 32, 3))
     np.testing.assert_allclose(
         loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6

@@ -37,6 +37,12 @@ _TOP = {"num_classes", "class_names", "classifier_activation", "pooling"}
 _QUANTIZED = ("dtype", "quantization_config")
 
 
+def found_in_h5(cls):
+    """Let Keras find a class of a name of our own in .h5, which keeps no package."""
+    keras.saving.get_custom_objects()[cls.__name__] = cls
+    return cls
+
+
 @keras.saving.register_keras_serializable(package="keras_lkca")
 class ImageModel(keras.Model):
     """A functional model of images that carries the names of its classes.
@@ -259,13 +265,15 @@ class ImageModel(keras.Model):
             **kwargs: Further arguments of `keras.Model.save`.
 
         Raises:
-            ValueError: If the file is `.h5`, which keeps a model's class without its
-                package and so could not be loaded.
+            ValueError: If the file is `.h5`, which keeps a class without its package,
+                and others may call a class of theirs the same.
         """
-        if str(filepath).endswith((".h5", ".hdf5")):
+        name = type(self).__name__
+        legacy = str(filepath).endswith((".h5", ".hdf5"))
+        if legacy and name not in keras.saving.get_custom_objects():
             raise ValueError(
-                "`filepath` must end with .keras: Keras cannot load a "
-                f"{type(self).__name__} from .h5; its weights alone go into "
+                f"`filepath` must end with .keras: Keras would not find {name} again "
+                "from .h5, which keeps no package; its weights alone go into "
                 f".weights.h5 (save_weights). Received: filepath={str(filepath)!r}"
             )
         super().save(filepath, overwrite=overwrite, **kwargs)

@@ -10,10 +10,11 @@ from keras_lkca.models.blocks import (
     normalized,
     positions,
 )
-from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.image_model import ImageModel, found_in_h5
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
+@found_in_h5
 class LKCANet(ImageModel):
     """Gated LKCA blocks behind a stem of convolutions: the model to take.
 

@@ -9,10 +9,11 @@ from keras_lkca.models.blocks import (
     patch_tokens,
     positions,
 )
-from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.image_model import ImageModel, found_in_h5
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
+@found_in_h5
 class LKCAViT(ImageModel):
     """A compact vision transformer whose attention is one large convolution.
 

@@ -10,7 +10,7 @@ from keras_lkca.models.adaptation import adapt
 from keras_lkca.models.blocks import conv_norm
 from keras_lkca.models.classifiers import is_segmenter
 from keras_lkca.models.colors import check_colors
-from keras_lkca.models.image_model import ImageModel
+from keras_lkca.models.image_model import ImageModel, found_in_h5
 from keras_lkca.models.levels import feature_levels
 from keras_lkca.models.presets import check_preset
 
@@ -22,6 +22,7 @@ _OWN = (
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
+@found_in_h5
 class LKCASegmenter(ImageModel):
     """Tell the class of every pixel, from a backbone's feature maps of several grids.
 
