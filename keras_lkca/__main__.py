@@ -38,7 +38,7 @@ exit codes:
 """
 
 # What a NAME may be; a test holds it against `keras_lkca.data.DATASETS`.
-NAMES = "cifar10, cifar100, svhn_cropped, tiny_imagenet, digits"
+NAMES = "cifar10, cifar100, svhn_cropped, tiny_imagenet, oxford_iiit_pet, digits"
 MODEL = "a .keras file, written under any backend, or the name of a trained preset"
 CLASS_NAMES = "names of the classes, in their order (default: those of the model)"
 IGNORE = "values in masks of pixels that do not count, beside 255"

@@ -131,20 +131,17 @@ def evaluate(
             "images, labels), with labels (n, classes)."
         )
     if dense:
-        for option, value in (
-            ("on-error", on_error != "raise"),
-            ("data-dir", data_dir),
-        ):
-            if value:
-                raise ValueError(
-                    f"`--{option}` is not for models of pixels. "
-                    f"Received: a model of {network.output_shape}"
-                )
+        if on_error != "raise":
+            raise ValueError(
+                "`--on-error` is not for models of pixels. "
+                f"Received: a model of {network.output_shape}"
+            )
+    if dataset in data.DATASETS:
+        images, labels, what = _known_images(network, dataset, split, data_dir)
+    elif dense:
         images, labels, what = _masked_images(network, dataset, split, ignore)
     else:
-        images, labels, what = _labelled_images(
-            network, dataset, split, data_dir, on_error
-        )
+        images, labels, what = _labelled_images(network, dataset, split, on_error)
     names = _class_names(network)
     scores, confusion = training.evaluate(
         network, images, labels, batch_size, mirror=mirror
@@ -212,6 +209,30 @@ def _print_results(results):
             print(f"{name:{width}}{count:8,}{accuracy}")
 
 
+def _known_images(model, name, split, data_dir):
+    """Return a dataset's images and labels as the model has them, and what they are."""
+    shape, facts, split = image_shape(model), data.describe(name), split or "test"
+    masked = bool(facts.mask_values)
+    if masked != is_segmenter(model):
+        raise ValueError(
+            f"`MODEL` must tell a class for every {'pixel' if masked else 'image'} to "
+            f"be measured on {name}. Received: a model of {model.output_shape}"
+        )
+    if facts.input_shape != shape:
+        raise ValueError(
+            f"`MODEL` must take the images of {name}, {facts.input_shape}. "
+            f"Received: a model of images {shape}"
+        )
+    order = _order_of_classes(model, name, facts.num_classes, facts.class_names)
+    images, labels = data.load(name, split, data_dir)
+    return images, _renumbered(labels, order), f"{name}, {split}"
+
+
+def _renumbered(labels, order):
+    """Return a dataset's labels as a model numbers them; -1 stays."""
+    return np.where(labels < 0, -1, order[np.maximum(labels, 0)])
+
+
 def _masked_images(model, source, split, ignore):
     """Return images and masks as the model has them, and what they are, in words."""
     _check_source(source)
@@ -224,7 +245,7 @@ def _masked_images(model, source, split, ignore):
     images, masks, names, _ = read_mask_directory(folder, size, ignore or 255)
     count = len(names) or max(int(masks.max()) + 1, model.output_shape[-1])
     order = _order_of_classes(model, folder, count, names)
-    masks = np.where(masks < 0, -1, order[np.maximum(masks, 0)])
+    masks = _renumbered(masks, order)
     return _part(images, masks, source, split, whole, image_shape(model)[2])
 
 
@@ -242,20 +263,9 @@ def _part(images, labels, source, split, whole, channels):
     return images, labels, f"{source}, {split}" if split else str(source)
 
 
-def _labelled_images(model, source, split, data_dir, on_error):
+def _labelled_images(model, source, split, on_error):
     """Return images and labels as the model has them, and what they are, in words."""
     shape = image_shape(model)
-    if source in data.DATASETS:
-        split = split or "test"
-        facts = data.describe(source)
-        if facts.input_shape != shape:
-            raise ValueError(
-                f"`MODEL` must take the images of {source}, {facts.input_shape}. "
-                f"Received: a model of images {shape}"
-            )
-        classes = _order_of_classes(model, source, facts.num_classes, facts.class_names)
-        images, labels = data.load(source, split, data_dir)
-        return images, classes[labels], f"{source}, {split}"
     _check_source(source)
     if shape[2] not in (1, 3):
         raise ValueError(

@@ -249,9 +249,47 @@ def test_carried_to_other_images_and_classes(rng):
     np.testing.assert_array_equal(new[6:-6, 9:-9], old)
 
 
+@pytest.mark.parametrize("family", [ViT, LKCAViT])
+def test_sizes_that_the_patch_does_not_divide(family, tmp_path, rng):
+    """They are padded, and what the image holds is answered alone."""
+    backbone = family((20, 24, 3), embed_dim=8, depth=1, drop_path_rate=0.0)
+    whole = shaken(LKCASegmenter(backbone, 3, decoder_dim=8), rng)
+    model = LKCASegmenter(backbone, 3, decoder_dim=8, input_shape=SIZE)
+    model.set_weights(whole.get_weights())
+    images, _ = scenes(2)
+    padded = np.pad(images, [(0, 0), (0, 2), (0, 2), (0, 0)])
+    answers = array(model(images))
+    assert model.output_shape == (None, *SIZE[:2], 3)
+    np.testing.assert_allclose(answers, array(whole(padded))[:, :18, :22], atol=1e-6)
+    names = [[x.name for x in one.decoder_layers] for one in (model, whole)]
+    assert set(names[0]) - set(names[1]) == {"cropped"}
+    model.save(tmp_path / "m.keras")
+    for again in (
+        keras.models.load_model(tmp_path / "m.keras"),
+        model if family is ViT else deploy.fold(model),
+        adapt(model),
+        adapt(model, SIZE),
+    ):
+        assert again.input_shape == (None, *SIZE)
+        np.testing.assert_allclose(array(again(images)), answers, atol=1e-5)
+    assert adapt(model, (33, 17, 3)).output_shape == (None, 33, 17, 3)
+    field = interpret.effective_receptive_field(model, images, query=(2, 3))
+    assert field.shape == SIZE[:2] and field.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("preset", ["lkca_vit_05m", "vit_05m", "lkca_net_03m"])
+def test_presets_of_any_size(preset):
+    model = LKCASegmenter.from_preset(preset, (30, 37, 3), 3, decoder_dim=8)
+    assert model.output_shape == (None, 30, 37, 3)
+    names = [x.name for x in model.layers]
+    assert names[:3] == ["images", "padded", "normalize"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"input_shape": (19, 22, 3)}, r"the backbone, \(18, 22, 3\), or smaller"),
+        ({"input_shape": (18, 22, 1)}, "of as many channels"),
         ({"num_classes": 1}, "`num_classes` must be 2 or above"),
         ({"decoder_dim": 0}, "`decoder_dim` must be a positive integer"),
         ({"levels": ["P7"]}, "`levels` must be some of the backbone's, P0, P1"),
@@ -729,3 +767,83 @@ def test_from_the_command_line(tmp_path, capsys, rng):
     main([*carried, "--output", str(tmp_path / "carried")])
     again = keras.models.load_model(tmp_path / "carried" / "best.keras")
     assert type(again) is LKCASegmenter and again.class_names == NAMES
+
+
+# A dataset of TensorFlow Datasets
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A folder of TensorFlow Datasets: photographs of several sizes and their masks."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    root = tmp_path_factory.mktemp("tfds")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(num_classes=37),
+            "segmentation_mask": tfds.features.Image(
+                shape=(None, None, 1), use_colormap=True
+            ),
+        }
+    )
+
+    class OxfordIiitPet(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("4.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {
+                "train": self._generate_examples(12),
+                "test": self._generate_examples(3),
+            }
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                rng = np.random.default_rng(index)
+                image = rng.integers(0, 99, (140 + 10 * index, 160, 3)).astype("uint8")
+                mask = np.full((*image.shape[:2], 1), 2, "uint8")
+                middle = len(image) // 2
+                mask[middle - 30 : middle, 40:80] = 1
+                mask[middle : middle + 5] = 3
+                mask[middle + 40 :] = 0
+                image[mask[..., 0] == 1] += 150
+                yield index, {"image": image, "label": index, "segmentation_mask": mask}
+
+    OxfordIiitPet(data_dir=str(root)).download_and_prepare()
+    return root
+
+
+@pytest.mark.once
+def test_a_dataset_with_masks(pets):
+    images, masks = data.load("oxford_iiit_pet", "train", pets)
+    assert images.shape == (12, 128, 128, 3) and images.dtype == "uint8"
+    assert masks.shape == (12, 128, 128) and masks.dtype == "int16"
+    assert set(np.unique(masks)) == {-1, 0, 1, 2}
+    pet = images[0][masks[0] == 0]
+    assert pet.mean() > 150 > images[0][masks[0] == 1].mean()
+    arrays = {"x_test": images, "y_test": masks}
+    np.savez(pets / "oxford_iiit_pet.npz", **arrays)
+    again = data.load("oxford_iiit_pet", "test", pets)
+    (pets / "oxford_iiit_pet.npz").unlink()
+    for read, written in zip(again, (images, masks), strict=True):
+        np.testing.assert_array_equal(read, written)
+
+
+def test_it_is_trained_by_its_name(pets, tmp_path, capsys):
+    output = tmp_path / "run"
+    main(
+        f"train oxford_iiit_pet --task segmentation --preset lkca_net_03m --epochs 1 "
+        f"--data-dir {pets} --output {output} --set batch_size=2".split()
+    )
+    model = keras.models.load_model(output / "last.keras")
+    assert model.class_names == ("pet", "background", "outline")
+    main(f"evaluate {output / 'last.keras'} oxford_iiit_pet --data-dir {pets}".split())
+    assert "mean IoU" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`dataset` must be.*task='classification'"):
+        train("oxford_iiit_pet", output=tmp_path / "no", data_dir=pets)
+    with pytest.raises(ValueError, match="`dataset` must be.*or one of.*'cifar10'"):
+        train("cifar10", output=tmp_path / "no", task="segmentation")
+    with pytest.raises(ValueError, match="`ignore` is for a folder"):
+        train("oxford_iiit_pet", output=tmp_path, task="segmentation", ignore=3)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_lkca.data.folders import tiny_imagenet
+from keras_lkca.data.masks import IGNORED, as_masks, fitted
 from keras_lkca.data.table import DATASETS, describe
 from keras_lkca.extras import require, require_tensorflow
 
@@ -40,7 +41,9 @@ def load(name: str, split: str = "train", data_dir=None):
             variable `TFDS_DATA_DIR`, or else `~/tensorflow_datasets`.
 
     Returns:
-        uint8 images `(n, height, width, channels)` and int64 labels `(n,)`.
+        uint8 images `(n, height, width, channels)` and int64 labels `(n,)`, or of a
+        dataset with a class for every pixel int16 masks `(n, height, width)`, -1 for
+        pixels to ignore; its images are cropped about their centre and resized.
 
     Raises:
         ValueError: If there is no such dataset or split, or a file's images or labels
@@ -147,14 +150,21 @@ def _npz(file, split, facts):
     for key, array in zip(keys, (images, labels), strict=True):
         if array is None:
             raise ValueError(f"{file} holds no {key!r}, but {found}.")
-    labels = labels.reshape(-1)  # keras.datasets has a column
     if images.dtype != "uint8" or images.shape[1:] != facts.input_shape:
         raise ValueError(
             f"{file} must hold uint8 images {('n', *facts.input_shape)}. "
             f"Received: {images.dtype} {images.shape}"
         )
+    return images, _checked(labels, images, facts)
+
+
+def _checked(labels, images, facts):
+    """Return labels or masks, or raise a `ValueError` if they are not the dataset's."""
+    if facts.mask_values:
+        return as_masks(labels, images.shape[:3], facts.num_classes)
+    labels = labels.reshape(-1)  # keras.datasets has a column
     check_labels(labels, len(images), facts.num_classes)
-    return images, labels.astype("int64")
+    return labels.astype("int64")
 
 
 def check_labels(labels, count, num_classes):
@@ -213,6 +223,8 @@ def _tfds(name, root, split, facts):
         ]
         if missing:
             raise FileNotFoundError(f"there is no {missing[0]}")
+        if facts.mask_values:
+            return _with_masks(tfds.as_numpy(builder.as_dataset(split=split)), facts)
         dataset = builder.as_dataset(split=split, as_supervised=True, batch_size=-1)
         images, labels = tfds.as_numpy(dataset)
     except Exception as error:
@@ -227,8 +239,24 @@ def _tfds(name, root, split, facts):
             "the environment variable TFDS_DATA_DIR, with FOLDER/"
             f"{name}/<version>/dataset_info.json or FOLDER/{name}.npz below it."
         ) from error
-    check_labels(labels, len(images), facts.num_classes)
-    return images, labels
+    return images, _checked(labels, images, facts)
+
+
+def _with_masks(examples, facts):
+    """Return images of any size and their masks, cropped and resized to one."""
+    require("PIL", "data", "pillow")
+    from PIL import Image
+
+    images, masks = [], []
+    for example in examples:
+        image = Image.fromarray(example["image"])
+        mask = Image.fromarray(example["segmentation_mask"][..., 0])
+        image, mask = fitted(image, mask, *facts.input_shape[:2])
+        images.append(np.asarray(image))
+        masks.append(np.full(mask.size[::-1], IGNORED, "int16"))
+        for label, value in enumerate(facts.mask_values):
+            masks[-1][np.asarray(mask) == value] = label
+    return np.stack(images), np.stack(masks)
 
 
 def _check_network(host):

@@ -258,14 +258,29 @@ def _read_pair(image_path, mask_path, size):
                 colors = [flat[i : i + 3] for i in range(0, len(flat), 3)]
                 colors += [[0, 0, 0]] * (256 - len(colors))
             if size is not None and image.size != (size[1], size[0]):
-                image, mask = _fitted(image, mask, *size)
+                image, mask = fitted(image, mask, *size)
             return np.asarray(image), np.asarray(mask).astype("int32"), colors
     except (OSError, ValueError) as error:
         raise ValueError(f"{shown(image_path)}, {mask_path.name}: {error}.") from error
 
 
-def _fitted(image, mask, height, width):
-    """Crop both about their centre to the aspect ratio, and resize them."""
+def fitted(image, mask, height, width):
+    """Crop an image and its mask about their centre to the aspect ratio, and resize.
+
+    Args:
+        image: Pillow's image.
+        mask: Its mask, of its size.
+        height: New height in pixels.
+        width: New width in pixels.
+
+    Example:
+
+    >>> from PIL import Image
+    >>> from keras_lkca.data.masks import fitted
+    >>> image, mask = fitted(Image.new("RGB", (40, 30)), Image.new("L", (40, 30)), 8, 8)
+    >>> image.size, mask.size
+    ((8, 8), (8, 8))
+    """
     from PIL import Image
 
     scale = min(image.width / width, image.height / height)

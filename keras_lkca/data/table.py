@@ -17,6 +17,8 @@ class Dataset:
             are known.
         class_colors: Colours of the classes in its masks, (red, green, blue) each,
             where they are known.
+        mask_values: Of a dataset with a class for every pixel, what each class is in
+            the masks as published; others are ignored.
         host: Where its archive is downloaded from, if it has to be.
         policy: AutoAugment's policy for it, see `keras_lkca.data.Augmentation`.
     """
@@ -28,6 +30,7 @@ class Dataset:
     flip: bool = True
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = ()
+    mask_values: tuple[int, ...] = ()
     host: str = ""
     policy: str = "auto_imagenet"
 
@@ -82,6 +85,16 @@ DATASETS = {
         std=(0.2770, 0.2691, 0.2821),
         host="cs231n.stanford.edu",
     ),
+    "oxford_iiit_pet": Dataset(
+        num_classes=3,
+        input_shape=(128, 128, 3),
+        # Those of ImageNet, photographs as these are.
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        class_names=("pet", "background", "outline"),
+        mask_values=(1, 2, 3),
+        host="thor.robots.ox.ac.uk",
+    ),
     "digits": Dataset(
         num_classes=10,
         input_shape=(8, 8, 1),
@@ -97,8 +110,8 @@ def describe(name: str) -> Dataset:
     """Return what the table knows of a dataset.
 
     Args:
-        name: `"cifar10"`, `"cifar100"`, `"svhn_cropped"`, `"tiny_imagenet"` or
-            `"digits"`.
+        name: `"cifar10"`, `"cifar100"`, `"svhn_cropped"`, `"tiny_imagenet"`,
+            `"oxford_iiit_pet"` or `"digits"`.
 
     Returns:
         A `Dataset`.

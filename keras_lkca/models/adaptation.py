@@ -100,7 +100,7 @@ def adapt(
     if class_names is None and head is not None and classes == head.units:
         class_names = old_names
     ratio = (1, 1)
-    old_patch = _patch_size(model)
+    old_patch = patch_size_of(model)
     if patch_size is not None:
         if old_patch is None:
             raise ValueError(
@@ -144,7 +144,7 @@ def _check(model):
     return names_within(model)
 
 
-def _patch_size(model):
+def patch_size_of(model):
     """Return a token's height and width in pixels, where the model says."""
     for layer in model.layers:
         if isinstance(layer, PatchEmbedding):
@@ -157,13 +157,28 @@ def _patch_size(model):
     return tuple(int(size) for size in np.prod(strides, axis=0)) if strides else None
 
 
+def padded_shape(input_shape, patch_size):
+    """Return the shape of images that a backbone's tokens divide, padded if need be."""
+    if patch_size is None:
+        return tuple(input_shape)
+    sizes = zip(input_shape, check_pair("patch_size", patch_size), strict=False)
+    return (*(-(-size // patch) * patch for size, patch in sizes), input_shape[-1])
+
+
 def _rebuild(model, head, changes):
     """Return a new model of other images or classes."""
     config = model.get_config()
     if "backbone" in config:  # a segmenter's, whose backbone sees the images
         backbone = keras.saving.deserialize_keras_object(config["backbone"])
         own = getattr(backbone, "class_names", None)
-        backbone = _rebuild(backbone, None, {**changes, "class_names": own})
+        theirs = {**changes, "class_names": own}
+        kept = changes["input_shape"] == model.input_shape[1:]
+        if kept and changes["patch_size"] == patch_size_of(model):
+            theirs["input_shape"] = backbone.input_shape[1:]
+        else:
+            shape = padded_shape(changes["input_shape"], changes["patch_size"])
+            theirs["input_shape"] = shape
+        backbone = _rebuild(backbone, None, theirs)
         rows = _rows(
             *(config["num_classes"], changes["num_classes"]),
             *(config["class_names"], changes["class_names"]),
@@ -178,6 +193,7 @@ def _rebuild(model, head, changes):
             {
                 **config,
                 "backbone": backbone,
+                "input_shape": changes["input_shape"],
                 "num_classes": changes["num_classes"],
                 "class_names": changes["class_names"],
                 "class_colors": colors,

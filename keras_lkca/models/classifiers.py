@@ -442,7 +442,7 @@ _AVERAGES = (
 )
 _NEUTRAL = (
     *(keras.layers.Dropout, keras.layers.Identity, keras.layers.Flatten),
-    *(keras.layers.Reshape, *_AVERAGES),
+    *(keras.layers.Reshape, keras.layers.Cropping2D, *_AVERAGES),
 )
 # What leaves each class in its column: layers, and Keras's operations by name.
 _KEEPS_COLUMNS = (

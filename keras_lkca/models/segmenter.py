@@ -4,9 +4,9 @@ import json
 
 import keras
 
-from keras_lkca.checks import check_choice, check_positive_int
+from keras_lkca.checks import check_choice, check_image_shape, check_positive_int
 from keras_lkca.layers import TokenDense
-from keras_lkca.models.adaptation import adapt
+from keras_lkca.models.adaptation import adapt, padded_shape, patch_size_of
 from keras_lkca.models.blocks import conv_norm
 from keras_lkca.models.classifiers import is_segmenter
 from keras_lkca.models.colors import check_colors
@@ -14,6 +14,7 @@ from keras_lkca.models.image_model import ImageModel, found_in_h5
 from keras_lkca.models.levels import feature_levels
 from keras_lkca.models.presets import check_preset
 
+_PAD = "padded"
 # Of `from_preset`, what is not the backbone's.
 _OWN = (
     *("decoder_dim", "levels", "classifier_activation", "class_names"),
@@ -44,6 +45,9 @@ class LKCASegmenter(ImageModel):
             `("P2", "P3")`; of any model they are those of
             `keras_lkca.models.feature_levels`. Defaults to all with a stride of 2
             pixels or more, or else to all.
+        input_shape: The images' (height, width, channels) where they are smaller than
+            the backbone's: they are padded at the bottom and on the right, and the
+            logits cropped back. Defaults to the backbone's.
         classifier_activation: `None` for logits, `"softmax"` for probabilities.
         class_names: Sequence of strings, one per class, which travel with the saved
             model; `None` where they are not known.
@@ -55,8 +59,9 @@ class LKCASegmenter(ImageModel):
         **unknown: Nothing; refused with the nearest name.
 
     Input shape:
-        That of the backbone, `(batch, height, width, channels)`. It need not be
-        square, nor a multiple of a token's size with `LKCANet`.
+        `(batch, height, width, channels)`. It need not be square, nor a multiple of a
+        token's size: `from_preset` and `keras_lkca.models.adapt` take a backbone that
+        is, and pad.
 
     Output shape:
         `(batch, height, width, num_classes)`.
@@ -86,6 +91,7 @@ class LKCASegmenter(ImageModel):
         num_classes: int = 2,
         decoder_dim: int = 64,
         levels=None,
+        input_shape: tuple[int, int, int] | None = None,
         classifier_activation=None,
         class_names=None,
         class_colors=None,
@@ -120,6 +126,16 @@ class LKCASegmenter(ImageModel):
         chosen = _check_levels(levels, found)
         policy = backbone.dtype_policy if dtype is None else dtype
         policy = keras.dtype_policies.get(policy)
+        images, padded_size = backbone.inputs[0], backbone.input_shape[1:3]
+        input_shape = _check_shape(input_shape, backbone.input_shape[1:])
+        if input_shape[:2] != padded_size:
+            images = keras.Input(input_shape, name="images")
+            more = [(0, b - a) for a, b in zip(input_shape, padded_size, strict=False)]
+            padded = keras.layers.ZeroPadding2D(
+                more, dtype=policy.variable_dtype, name=_PAD
+            )(images)
+            maps = keras.Model(backbone.inputs[0], found).call(padded)
+            found = {level: maps[level] for level in found}
         x = None
         for level in reversed(chosen):
             part, tensor = level.lower(), found[level]
@@ -133,12 +149,15 @@ class LKCASegmenter(ImageModel):
             x = conv_norm(y, decoder_dim, 1, "gelu", policy, f"{part}_smooth")
         precise = policy.variable_dtype
         x = keras.layers.Dense(num_classes, dtype=precise, name="classifier")(x)
-        x = _resized(x, backbone.input_shape[1:3])
+        x = _resized(x, padded_size)
+        if input_shape[:2] != padded_size:
+            x = keras.layers.Cropping2D(more, dtype=precise, name="cropped")(x)
         if activation is keras.activations.softmax:
             x = keras.layers.Softmax(dtype=precise, name="probabilities")(x)
         colors = check_colors(class_colors, num_classes)
         arguments = {
             "num_classes": num_classes,
+            "input_shape": input_shape,
             "decoder_dim": decoder_dim,
             "levels": levels if levels is None else tuple(levels),
             "classifier_activation": classifier_activation
@@ -148,7 +167,7 @@ class LKCASegmenter(ImageModel):
             "dtype": keras.dtype_policies.serialize(policy),
         }
         super().__init__(
-            backbone.inputs[0],
+            images,
             x,
             class_names,
             name,
@@ -161,7 +180,8 @@ class LKCASegmenter(ImageModel):
         # As text: Keras empties and changes what it is given as a configuration.
         self._backbone = json.dumps(keras.saving.serialize_keras_object(backbone))
         theirs = {id(layer) for layer in backbone.layers}
-        self._decoder = [layer.name for layer in self.layers if id(layer) not in theirs]
+        own = [layer.name for layer in self.layers if id(layer) not in theirs]
+        self._decoder = [name for name in own if name not in (images.name, _PAD)]
 
     @property
     def decoder_layers(self) -> list:
@@ -207,15 +227,18 @@ class LKCASegmenter(ImageModel):
         (None, 48, 64, 5)
         """
         own = {key: overrides.pop(key) for key in _OWN if key in overrides}
-        trained = check_preset(preset).weights is not None and load_weights
-        if trained:
+        row = check_preset(preset)
+        shape = input_shape or row.arguments.get("input_shape") or (64, 64, 3)
+        shape = check_image_shape(shape)
+        if row.weights is not None and load_weights:
             backbone = ImageModel.from_preset(preset, **overrides)
-            if input_shape is not None:
-                backbone = adapt(backbone, input_shape)
+            patch_size = patch_size_of(backbone)
+            backbone = adapt(backbone, padded_shape(shape, patch_size))
         else:
-            shape = input_shape or check_preset(preset).arguments.get("input_shape")
             overrides = {"patch_size": 4, "load_weights": False, **overrides}
-            backbone = ImageModel.from_preset(preset, shape or (64, 64, 3), **overrides)
+            padded = padded_shape(shape, overrides["patch_size"])
+            backbone = ImageModel.from_preset(preset, padded, **overrides)
+        own["input_shape"] = shape
         return cls(backbone, num_classes, **own)
 
     @classmethod
@@ -235,6 +258,21 @@ def _resized(x, size):
     # Keras's layer, Resizing, would set BatchNormalization behind it to training in
     # every call that does not say otherwise.
     return keras.ops.image.resize(x, size, "bilinear", data_format="channels_last")
+
+
+def _check_shape(input_shape, largest):
+    """Return the images' shape, which must fit in the backbone's."""
+    if input_shape is None:
+        return tuple(largest)
+    shape = check_image_shape(input_shape)
+    fits = all(a <= b for a, b in zip(shape[:2], largest, strict=False))
+    if not fits or shape[-1] != largest[-1]:
+        raise ValueError(
+            f"`input_shape` must be that of the backbone, {tuple(largest)}, or smaller "
+            "in height or width, of as many channels; keras_lkca.models.adapt carries "
+            f"a model to larger images. Received: input_shape={input_shape!r}"
+        )
+    return shape
 
 
 def _check_levels(levels, found):

@@ -100,9 +100,10 @@ def train(
         dataset: A name of `keras_lkca.data.DATASETS`, or a folder of class folders of
             images. A folder that holds folders `train` and `test` has its split, and
             `val` beside them validates; of another a fifth is held out for the test,
-            the same whatever the seed. For `task="segmentation"` a folder of folders
-            `images` and `masks`, or one that holds such in folders `train`, `test` and
-            if you like `val`, see `keras_lkca.data.from_mask_directory`.
+            the same whatever the seed. For `task="segmentation"` the name of a dataset
+            with masks, a folder of folders `images` and `masks`, or one that holds such
+            in folders `train`, `test` and if you like `val`, see
+            `keras_lkca.data.from_mask_directory`.
         model: `"net"` for `keras_lkca.LKCANet`, `"lkca"` for the paper's
             `keras_lkca.LKCAViT`, `"vit"` for the softmax-attention baseline. Defaults
             to the preset's.
@@ -424,10 +425,13 @@ def _check(arguments):
             f"Received: preset={preset!r}"
         )
     dense = arguments["task"] == "segmentation"
-    if dense and arguments["dataset"] in data.DATASETS:
+    known = data.DATASETS.get(arguments["dataset"])
+    if known is not None and dense != bool(known.mask_values):
+        masked = sorted(name for name, row in data.DATASETS.items() if row.mask_values)
         raise ValueError(
-            "`dataset` must be a folder of images and masks for task='segmentation'. "
-            f"Received: dataset={arguments['dataset']!r}"
+            "`dataset` must be a folder of images and masks for task='segmentation', "
+            f"or one of {masked}, and none of these for another task. "
+            f"Received: task={arguments['task']!r}, dataset={arguments['dataset']!r}"
         )
     if dense and arguments["on_error"] != "raise":
         raise ValueError(
@@ -479,7 +483,10 @@ def _load(arguments):
     """
     name, seed = arguments["dataset"], arguments["seed"]
     if name in data.DATASETS:
-        for option, default in (("image_size", None), ("on_error", "raise")):
+        for option, default in (
+            *(("image_size", None), ("on_error", "raise")),
+            ("ignore", [255]),
+        ):
             if arguments[option] != default:
                 raise ValueError(
                     f"`{option}` is for a folder of images. "
