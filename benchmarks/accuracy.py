@@ -26,8 +26,9 @@ from others import MODELS as OTHERS
 from others import compile_as_published
 from others import recipe as as_published
 
-from keras_lkca import data
+from keras_lkca import LKCANet, data
 from keras_lkca.files import atomic
+from keras_lkca.models import adapt
 from keras_lkca.models.presets import weights_file, write_weights
 from keras_lkca.ops.calibration import processor
 from keras_lkca.training import Recipe, evaluate, fit, train
@@ -206,6 +207,24 @@ def carried():
                 )
 
 
+def resized():
+    """Yield trainings on a tenth of CIFAR-10 at 48 x 48, new and carried over."""
+    for seed in range(3):
+        for way, rate in CARRIED_RATES.items():
+            start = {"start_from": f"{NET}_cifar100"}
+            yield (
+                f"cifar10-48-{way}-seed{seed}",
+                {
+                    **(start if way == "carried" else {"preset": NET}),
+                    "dataset": "cifar10",
+                    "image_size": 48,
+                    "fraction": 0.1,
+                    "recipe": Recipe.quick(epochs=10, learning_rate=rate, **CUTMIX),
+                    "seed": seed,
+                },
+            )
+
+
 def tools():
     """Yield trainings on a fifth of CIFAR-100, with a teacher and without."""
     for seed in range(3):
@@ -285,11 +304,12 @@ def others():
 
 
 QUESTIONS = {
-    **{"passes": passes, "others": others, "carried": carried, "tools": tools},
+    **{"passes": passes, "others": others, "carried": carried, "resized": resized},
+    "tools": tools,
     **{"positions": positions, "camvid": camvid, "design": design},
     **{"scarcity": scarcity, "kernels": kernels, "rates": rates},
 }
-TOOLS = "carried", "tools", "positions", "camvid"
+TOOLS = "carried", "resized", "tools", "positions", "camvid"
 SMALL_DATA = "scarcity", "kernels", "rates"
 
 
@@ -323,6 +343,8 @@ def run(arguments):
         resume = (folder / "config.json").exists()
         if options.get("preset") in OTHERS:
             run_other(folder, resume, arguments, **options)
+        elif question == "resized":
+            run_resized(folder, resume, arguments, **options)
         else:
             train(
                 output=folder,
@@ -363,6 +385,59 @@ def run_other(folder, resume, arguments, dataset, preset, recipe, seed):
         data.load(dataset, "train", arguments.data_dir),
         0.1,
         data.load(dataset, "test", arguments.data_dir),
+        recipe,
+        output=folder,
+        resume=resume,
+        seed=seed,
+        pipeline="arrays",
+        facts=facts,
+    )
+
+
+def run_resized(
+    folder, resume, arguments, dataset, image_size, fraction, recipe, seed, **start
+):
+    """Train a new model, or one that has learned, on a dataset's images enlarged."""
+    import keras
+    from PIL import Image
+
+    keras.config.set_dtype_policy(arguments.dtype)
+    keras.utils.set_random_seed(seed)
+    known, size = data.describe(dataset), (image_size, image_size)
+    facts = dataclasses.replace(known, input_shape=(*size, 3))
+
+    def load(split, rows=slice(None)):
+        images, labels = data.load(dataset, split, arguments.data_dir)
+        resized = [
+            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+            for image in images[rows]
+        ]
+        return np.stack(resized), labels[rows]
+
+    labels = data.load(dataset, "train", arguments.data_dir)[1]
+    part, _ = data.split(labels, fraction, seed)
+    if "preset" in start:
+        model = LKCANet.from_preset(
+            start["preset"],
+            facts.input_shape,
+            facts.num_classes,
+            image_mean=facts.mean,
+            image_std=facts.std,
+            class_names=facts.class_names,
+            drop_path_rate=recipe.drop_path_rate,
+        )
+    else:
+        model = LKCANet.from_preset(
+            start["start_from"],
+            dtype=arguments.dtype,
+            drop_path_rate=recipe.drop_path_rate,
+        )
+        model = adapt(model, facts.input_shape, class_names=facts.class_names)
+    fit(
+        model,
+        load("train", part),
+        0.1,
+        load("test"),
         recipe,
         output=folder,
         resume=resume,
@@ -555,15 +630,17 @@ def report_tools(rows):
     for row in rows:
         group = row["name"].rpartition("-seed")[0]
         of[row["question"]].setdefault(group, []).append(row)
-    lines = [["image size", "start", "seeds", "test accuracy, %"]]
+    lines = [["images", "start", "seeds", "test accuracy, %"]]
     lines[0] += ["epochs to 95 % of the best validation accuracy"]
-    for runs in of["carried"].values():
+    for runs in (*of["carried"].values(), *of["resized"].values()):
         first = runs[0]
         accuracy = spread([run["best"]["test_accuracy"] for run in runs])
         epochs = [str(nearly_best(run["history"])) for run in runs]
         start = first.get("start_from", "new")
+        dataset = {"trashnet": "TrashNet", "cifar10": "CIFAR-10, a tenth"}
         size = f"{first['image_size']} x {first['image_size']}"
-        lines.append([size, start, len(runs), accuracy, ", ".join(epochs)])
+        images = f"{dataset[first['dataset']]}, {size}"
+        lines.append([images, start, len(runs), accuracy, ", ".join(epochs)])
     write_table("carried-over.md", "carried", lines)
     lines = [["model", "positions at", "seeds", "test accuracy, %"]]
     for runs in of["positions"].values():

@@ -37,6 +37,7 @@ def parse():
         ("operator", "every method and baseline, forward and with gradients"),
         ("model", "training step and inference, LKCA against ViT"),
         ("scaling", "one block on 64 to 16,384 tokens, LKCA against attention"),
+        ("dense", "segmenters on 2,700 and 16,384 tokens, LKCA against attention"),
         ("pipeline", "images per second of the input pipeline and of fit"),
         ("deploy", "exported files in the runtimes that serve them"),
         ("quantize", "size, speed and accuracy of a trained model's 8-bit files"),
@@ -56,7 +57,10 @@ def parse():
             "--limit", type=float, default=1.0, help="slower calls are timed once"
         )
         command.add_argument(
-            "--limit-gib", type=float, default=1.5, help="of one method's matrices"
+            "--limit-gib",
+            type=float,
+            default=12 if name == "dense" else 1.5,
+            help="of one method's matrices, or a model's attention weights",
         )
         command.add_argument(
             "--only-memory", action="store_true", help="JSON to stdout"
@@ -138,6 +142,7 @@ def main():
         "operator": operators.measure,
         "model": models.model_rows,
         "scaling": models.scaling_rows,
+        "dense": models.dense_rows,
         "pipeline": models.pipeline_rows,
         "deploy": deployment.deploy_rows,
         "quantize": deployment.quantize_rows,
@@ -164,7 +169,7 @@ def main():
 
     rows = measure(arguments)
     store(rows)
-    counts = arguments.command in ("operator", "model", "scaling")
+    counts = arguments.command in ("operator", "model", "scaling", "dense")
     if counts and not arguments.no_memory and countable():
         store(merge(rows, in_memory_process(sys.argv[1:], rows)))
 
@@ -203,6 +208,7 @@ def markdown(command, record):
             "deploy": ("format", "batch"),
             "operator": ("grid", "kernel", "pass"),
             "scaling": ("tokens", "pass"),
+            "dense": ("size", "tokens", "pass"),
         }
         text += table(rows, columns[command])
     return f"# {command}\n\n{about}\n\n{text}"

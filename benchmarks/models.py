@@ -1,16 +1,18 @@
-"""`bench.py model`, `scaling` and `pipeline`: whole steps, as `fit` takes them."""
+"""`bench.py model`, `scaling`, `dense` and `pipeline`: whole steps of training."""
 
 import time
 
 import keras
 import numpy as np
 from harness import peak_memory
+from others import attention_net
 
-from keras_lkca import LKCAViT, ViT, data
+from keras_lkca import LKCANet, LKCASegmenter, LKCAViT, ViT, data
 from keras_lkca.backend import repeatable
 from keras_lkca.models import attention_block, lkca_block
 from keras_lkca.ops.calibration import alternate
 from keras_lkca.training import Recipe
+from keras_lkca.training.segmentation import SegmentationLoss
 
 # Equal parameters: the paper's two pairs.
 PAIRS = {
@@ -108,6 +110,57 @@ def scaling_rows(arguments):
             results = measured(group, arguments) | skipped
             rows.append(
                 {"grid": grid, "tokens": grid**2, "pass": kind, "results": results}
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def dense_rows(arguments):
+    """Measure segmenters: LKCA of some reaches, and softmax attention, same weights."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for height, width in ((180, 240), (512, 512)):
+        shape, tokens = (height, width, 3), height * width // 16
+        images = rng.integers(0, 256, (1, *shape)).astype("uint8")
+        masks = rng.integers(0, 11, (1, height, width)).astype("int32")
+
+        def net(size, kernels, shape=shape):
+            return LKCANet.from_preset(
+                "lkca_net_03m",
+                *(shape, 11),
+                include_top=False,
+                pooling=None,
+                patch_size=4,
+                kernel_size=size,
+                num_kernels=kernels,
+            )
+
+        builders = {
+            "LKCA, global": lambda: net(None, 1),
+            "LKCA, 31 x 31": lambda: net(31, 8),
+            "LKCA, 7 x 7": lambda: net(7, 8),
+            "softmax attention": lambda shape=shape: attention_net(shape),
+        }
+        calls = {"training step": {}, "inference": {}}
+        skipped = {}
+        # What is kept for the gradients of six blocks, three times the weights.
+        needed = 3 * 6 * 4 * tokens**2 * 4
+        if keras.config.backend() != "torch" and needed > arguments.limit_gib * 2**30:
+            text = f"{needed / 2**30:.0f} GiB of attention weights"
+            skipped = {"softmax attention": {"skipped": text}}
+        for name, build in builders.items():
+            if name in skipped:
+                continue
+            model = LKCASegmenter(build(), num_classes=11)
+            model.compile("adamw", SegmentationLoss(), jit_compile=jit_settings()[0])
+            train, infer = steps(model, images, masks)
+            calls["training step"][name] = train
+            calls["inference"][name] = infer
+        for kind, group in calls.items():
+            size = f"{width} x {height}"
+            results = measured(group, arguments) | skipped
+            rows.append(
+                {"size": size, "tokens": tokens, "pass": kind, "results": results}
             )
             print(rows[-1], flush=True)
     return rows

@@ -1,13 +1,15 @@
 """What a Keras user would take instead: the two small models of keras.io's examples.
 
-Written anew from their papers, at the sizes and settings of
-https://keras.io/examples/vision/cct/ and https://keras.io/examples/vision/convmixer/.
+And a backbone of softmax attention for segmenters. Those of keras.io are written anew
+from their papers, at the sizes and settings of https://keras.io/examples/vision/cct/
+and https://keras.io/examples/vision/convmixer/.
 """
 
 import keras
 from keras import layers
 
 from keras_lkca.layers import PositionEmbedding, StochasticDepth
+from keras_lkca.models import attention_block, blocks
 from keras_lkca.training import Recipe
 
 
@@ -57,6 +59,25 @@ def conv_mixer(input_shape=(32, 32, 3), num_classes=10):
         x = activated(layers.Conv2D(256, 1)(x))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, layers.Dense(num_classes)(x), name="conv_mixer")
+
+
+def attention_net(input_shape, embed_dim=80, depth=6, num_heads=4):
+    """Build a backbone like `lkca_net_03m` on tokens of 4 x 4, with softmax attention.
+
+    Stem and positions are LKCANet's; each block has an MLP of `embed_dim` channels,
+    so that it has as many weights as a block of LKCANet without its kernels.
+    """
+    policy = keras.dtype_policies.get(keras.config.dtype_policy())
+    images, x = blocks.normalized(input_shape, None, None, policy)
+    x = blocks.conv_stem(x, 4, (32, 64), 2, embed_dim, policy)
+    x = blocks.positions(x, 0.02, policy)
+    grid = x.shape[1:]
+    x = layers.Reshape((-1, embed_dim))(x)
+    for index in range(depth):
+        x = attention_block(
+            *(x, num_heads), mlp_ratio=1, drop_path_rate=0.1, name=f"block_{index}"
+        )
+    return keras.Model(images, layers.Reshape(grid)(x), name="attention_net")
 
 
 MODELS = {"cct": cct, "conv_mixer": conv_mixer}
