@@ -26,7 +26,7 @@ from others import MODELS as OTHERS
 from others import compile_as_published
 from others import recipe as as_published
 
-from keras_lkca import LKCANet, data
+from keras_lkca import LKCA, LKCANet, data
 from keras_lkca.files import atomic
 from keras_lkca.models import adapt
 from keras_lkca.models.presets import weights_file, write_weights
@@ -208,14 +208,21 @@ def carried():
 
 
 def resized():
-    """Yield trainings on a tenth of CIFAR-10 at 48 x 48, new and carried over."""
+    """Yield trainings on a tenth of CIFAR-10 at 48 x 48, new and carried over.
+
+    A carried kernel has no weight for offsets beyond those it learned, or, extended,
+    its outermost weights, which fade to nothing.
+    """
+    start = {"start_from": f"{NET}_cifar100"}
+    ways = {"scratch": {"preset": NET}, "carried": start}
+    ways["extended"] = {**start, "extend": True}
     for seed in range(3):
-        for way, rate in CARRIED_RATES.items():
-            start = {"start_from": f"{NET}_cifar100"}
+        for way, options in ways.items():
+            rate = CARRIED_RATES.get(way, CARRIED_RATES["carried"])
             yield (
                 f"cifar10-48-{way}-seed{seed}",
                 {
-                    **(start if way == "carried" else {"preset": NET}),
+                    **options,
                     "dataset": "cifar10",
                     "image_size": 48,
                     "fraction": 0.1,
@@ -395,7 +402,17 @@ def run_other(folder, resume, arguments, dataset, preset, recipe, seed):
 
 
 def run_resized(
-    folder, resume, arguments, dataset, image_size, fraction, recipe, seed, **start
+    folder,
+    resume,
+    arguments,
+    dataset,
+    image_size,
+    fraction,
+    recipe,
+    seed,
+    preset=None,
+    start_from=None,
+    extend=False,
 ):
     """Train a new model, or one that has learned, on a dataset's images enlarged."""
     import keras
@@ -403,8 +420,8 @@ def run_resized(
 
     keras.config.set_dtype_policy(arguments.dtype)
     keras.utils.set_random_seed(seed)
-    known, size = data.describe(dataset), (image_size, image_size)
-    facts = dataclasses.replace(known, input_shape=(*size, 3))
+    size = image_size, image_size
+    facts = dataclasses.replace(data.describe(dataset), input_shape=(*size, 3))
 
     def load(split, rows=slice(None)):
         images, labels = data.load(dataset, split, arguments.data_dir)
@@ -416,9 +433,9 @@ def run_resized(
 
     labels = data.load(dataset, "train", arguments.data_dir)[1]
     part, _ = data.split(labels, fraction, seed)
-    if "preset" in start:
+    if preset is not None:
         model = LKCANet.from_preset(
-            start["preset"],
+            preset,
             facts.input_shape,
             facts.num_classes,
             image_mean=facts.mean,
@@ -427,12 +444,14 @@ def run_resized(
             drop_path_rate=recipe.drop_path_rate,
         )
     else:
-        model = LKCANet.from_preset(
-            start["start_from"],
+        known = LKCANet.from_preset(
+            start_from,
             dtype=arguments.dtype,
             drop_path_rate=recipe.drop_path_rate,
         )
-        model = adapt(model, facts.input_shape, class_names=facts.class_names)
+        model = adapt(known, facts.input_shape, class_names=facts.class_names)
+        if extend:
+            extend_kernels(known, model)
     fit(
         model,
         load("train", part),
@@ -445,6 +464,25 @@ def run_resized(
         pipeline="arrays",
         facts=facts,
     )
+
+
+def extend_kernels(known, model):
+    """Let the kernels of a larger grid fade out beyond the offsets they learned."""
+    import keras
+
+    for layer in known.layers:
+        if not isinstance(layer, LKCA):
+            continue
+        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        again = model.get_layer(layer.name).kernel
+        for axis in (0, 1):
+            old, new = kernel.shape[axis], again.shape[axis]
+            offsets = np.arange(new) - new // 2
+            near = np.clip(offsets, -(old // 2), old // 2)
+            fade = 1 - abs(offsets - near) / (1 + (new - old) // 2)
+            kernel = kernel.take(near + old // 2, axis)
+            kernel *= fade.reshape([-1 if i == axis else 1 for i in range(3)])
+        again.assign(kernel)
 
 
 def left(arguments):
@@ -637,6 +675,7 @@ def report_tools(rows):
         accuracy = spread([run["best"]["test_accuracy"] for run in runs])
         epochs = [str(nearly_best(run["history"])) for run in runs]
         start = first.get("start_from", "new")
+        start += ", kernels extended" if first.get("extend") else ""
         dataset = {"trashnet": "TrashNet", "cifar10": "CIFAR-10, a tenth"}
         size = f"{first['image_size']} x {first['image_size']}"
         images = f"{dataset[first['dataset']]}, {size}"
