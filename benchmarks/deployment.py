@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from models import CLASSES, PAIRS, SIZE
 
-from keras_lkca import LKCAViT, ViT, data, deploy
+from keras_lkca import LKCANet, LKCAViT, ViT, data, deploy
 from keras_lkca.ops.calibration import alternate
 
 
@@ -20,9 +20,11 @@ def size(path):
 
 
 def deploy_rows(arguments):
-    """Measure each format's file of a folded LKCA-T, the whole one, and ViT-Lite."""
+    """Measure each format's file of LKCANet, folded and whole LKCA-T, and ViT-Lite."""
     lkca, vit = PAIRS["LKCA-T / ViT-Lite"]
+    net = LKCANet.from_preset("lkca_net_08m", num_classes=CLASSES)
     models = {
+        "lkca_net_08m, folded": (net, True),
         "LKCA-T, folded": (LKCAViT.from_preset(lkca, num_classes=CLASSES), True),
         "LKCA-T": (LKCAViT.from_preset(lkca, num_classes=CLASSES), False),
         "ViT-Lite": (ViT.from_preset(vit, num_classes=CLASSES), None),
