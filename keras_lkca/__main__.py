@@ -318,6 +318,12 @@ written into --output:
     )
     add("--on-error", metavar="raise|skip", help=ON_ERROR)
     add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="decode the training images of a FOLDER batch by batch, so that they need "
+        "not fit in memory (default: where they would take more than 16 GiB)",
+    )
+    add(
         "--fraction",
         type=float,
         metavar="SHARE",

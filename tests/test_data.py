@@ -10,7 +10,8 @@ from PIL import Image, features
 
 from keras_lkca import data
 from keras_lkca.data.batches import batch_rows
-from keras_lkca.data.folders import decode, images_below
+from keras_lkca.data.decoding import decode
+from keras_lkca.data.folders import images_below
 
 tf = pytest.importorskip("tensorflow")
 
@@ -758,3 +759,81 @@ def test_repeated_augmentation(pipeline, rng):
         np.testing.assert_array_equal(ours[0], theirs[0])
     with pytest.raises(ValueError, match="multiple of.*batch_size=9, repeats=2"):
         data.training_batches(images, np.arange(20), 9, 20, augmentation)
+
+
+# Images that are decoded when they are asked for
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder of three classes of noise about a colour."""
+    root = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("blue", "green", "red")):
+        (root / name).mkdir()
+        for index in range(14):
+            pixels = rng.integers(0, 120, (12, 15, 3)).astype("uint8")
+            pixels[..., 2 - label] += 120
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def test_image_files_stand_for_their_array(many):
+    array, labels, facts = data.from_directory(many, (8, 10))
+    images, also, streamed = data.from_directory(many, (8, 10), stream=True)
+    assert isinstance(images, data.ImageFiles) and len(images) == len(array)
+    assert (images.shape, images.dtype, images.size) == (
+        array.shape,
+        "uint8",
+        array.size,
+    )
+    np.testing.assert_array_equal(also, labels)
+    assert streamed == facts  # of no more than two thousand images
+    for rows in (slice(3, 9), np.array([30, 2]), [5]):
+        np.testing.assert_array_equal(images[rows], array[rows])
+    np.testing.assert_array_equal(images[7], array[7])
+    np.testing.assert_array_equal(
+        np.asarray(images.part(np.array([4, 9]))), array[[4, 9]]
+    )
+
+
+@pytest.mark.parametrize("pipeline", data.PIPELINES)
+def test_batches_of_image_files_are_those_of_the_array(pipeline, many):
+    options = {"augmentation": data.Augmentation(crop_padding=1), "pipeline": pipeline}
+    for first_step in (0, 5):
+        both = [
+            iter(
+                data.training_batches(
+                    images, labels, 8, 3, seed=1, **options, first_step=first_step
+                )
+            )
+            for images, labels, _ in (
+                data.from_directory(many, 8, stream=stream) for stream in (False, True)
+            )
+        ]
+        for _ in range(7):
+            for whole, streamed in zip(*map(next, both), strict=True):
+                np.testing.assert_array_equal(
+                    *map(keras.ops.convert_to_numpy, (whole, streamed))
+                )
+
+
+def test_what_cannot_be_streamed(many, tmp_path):
+    with pytest.raises(ValueError, match="`on_error`='skip' is for images that"):
+        data.from_directory(many, 8, "skip", stream=True)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(b"no image")
+    images = data.ImageFiles([tmp_path / "cat" / "0.png"], 8)
+    with pytest.raises(ValueError, match="1 of 1 files cannot be decoded.*\n.*0.png"):
+        images[[0]]
+    batches = data.training_batches(images, [0], 1, 2)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        next(batches)
+
+
+def test_more_than_fits_in_memory_is_streamed(many, monkeypatch):
+    from keras_lkca.data import folders
+
+    monkeypatch.setattr(folders, "MAX_BYTES", 1000)
+    images, _, _ = data.from_directory(many, 8, stream=None)
+    assert isinstance(images, data.ImageFiles)

@@ -543,6 +543,41 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
         training.train(tmp_path / "split", output=tmp_path / "b", **arguments)
 
 
+@pytest.mark.parametrize("pipeline", data.PIPELINES)
+def test_a_streamed_run_ends_as_one_in_memory(pipeline, pets, tmp_path):
+    """Also where it was broken off and goes on."""
+    arguments = {
+        "recipe": quick(epochs=2, batch_size=8),
+        "image_size": 8,
+        "model_options": {"depth": 1, "embed_dim": 16, "patch_size": 4},
+        "pipeline": pipeline,
+    }
+    training.train(pets, output=tmp_path / "whole", **arguments, stream=False)
+    arguments["stream"] = True
+    files, last = data.ImageFiles.__getitem__, [0]
+
+    def stops(self, rows):
+        last[0] += 1
+        if last[0] == 8:
+            raise KeyboardInterrupt
+        return files(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.ImageFiles, "__getitem__", stops)
+        with pytest.raises(BaseException):  # noqa: B017, as TensorFlow passes it on
+            training.train(pets, output=tmp_path / "run", **arguments)
+    training.train(pets, output=tmp_path / "run", **arguments, resume=True)
+    whole, streamed = (
+        keras.models.load_model(tmp_path / name / "last.keras").get_weights()
+        for name in ("whole", "run")
+    )
+    for one, other in zip(whole, streamed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, options in (("digits", {}), (pets, {"task": "segmentation"})):
+        with pytest.raises(ValueError, match="`stream` is for"):
+            training.train(name, output=tmp_path / "no", stream=True, **options)
+
+
 def test_a_folder_that_is_not_one_of_classes_is_refused(pets, tmp_path):
     (tmp_path / "a" / "train").mkdir(parents=True)
     (tmp_path / "a" / "val").mkdir()

@@ -8,6 +8,7 @@ from keras_lkca.data.batches import (
     training_batches,
 )
 from keras_lkca.data.datasets import digits, load
+from keras_lkca.data.decoding import ImageFiles
 from keras_lkca.data.folders import from_directory
 from keras_lkca.data.masks import from_mask_directory
 from keras_lkca.data.table import DATASETS, Dataset, describe
@@ -16,6 +17,7 @@ __all__ = [
     "Augmentation",
     "DATASETS",
     "Dataset",
+    "ImageFiles",
     "PIPELINES",
     "dataset_batches",
     "describe",

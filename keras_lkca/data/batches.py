@@ -1,6 +1,7 @@
 """From arrays of images and labels to the batches that `model.fit` takes."""
 
 import collections.abc
+import concurrent.futures
 import itertools
 import numbers
 
@@ -16,6 +17,7 @@ from keras_lkca.checks import (
 )
 from keras_lkca.data.augmentation import Augmentation
 from keras_lkca.data.datasets import check_labels
+from keras_lkca.data.decoding import ImageFiles
 from keras_lkca.data.masks import as_masks
 from keras_lkca.extras import require_tensorflow
 
@@ -41,7 +43,8 @@ def training_batches(
     alone, so that a run can go on from any step as if it had never stopped.
 
     Args:
-        images: Array `(n, height, width, channels)` of numbers in [0, 255].
+        images: Array `(n, height, width, channels)` of numbers in [0, 255], or
+            `keras_lkca.data.ImageFiles`.
         labels: Integer array `(n,)`; or float array `(n, num_classes)`, what each
             image has of each class. For one column `(n,)` or `(n, 1)` in [0, 1]. Or
             masks, an integer array `(n, height, width)` of a class for each pixel, -1
@@ -551,26 +554,44 @@ def _generator(images, labels, augmentation, steps, columns, one_hot):
     """Batches for `fit`, the next one in the making while one is used."""
     augment = _on_device(augmentation, columns, one_hot)
     order = steps()
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
 
-    def batch():
-        rows, seed = next(order)
-        return augment(images[rows], labels[rows], seed)
+        def read():
+            rows, seed = next(order)
+            if isinstance(images, ImageFiles):  # decoded beside the training
+                return reader.submit(images.__getitem__, rows), rows, seed
+            return images[rows], rows, seed
 
-    following = batch()
-    while True:
-        # Where the device works by itself, it has this to do at once.
-        current, following = following, batch()
-        yield current
+        def batch():
+            nonlocal ahead
+            (taken, rows, seed), ahead = ahead, read()
+            if isinstance(taken, concurrent.futures.Future):
+                taken = taken.result()
+            return augment(taken, labels[rows], seed)
+
+        ahead = read()
+        following = batch()
+        while True:
+            # Where the device works by itself, it has this to do at once.
+            current, following = following, batch()
+            yield current
 
 
 def _tf_dataset(images, labels, batch_size, augmentation, steps, columns, one_hot):
     tf = require_tensorflow()
     with tf.device("CPU"):
-        images = tf.convert_to_tensor(images)
         labels = tf.convert_to_tensor(labels)
+        if not isinstance(images, ImageFiles):
+            images = tf.convert_to_tensor(images)
+
+    def taken(rows):
+        if not isinstance(images, ImageFiles):
+            return tf.gather(images, rows)
+        x = tf.numpy_function(images.__getitem__, [rows], tf.uint8, stateful=False)
+        return tf.ensure_shape(x, (batch_size, *images.shape[1:]))
 
     def batch(rows, seed):
-        x, y = tf.gather(images, rows), tf.gather(labels, rows)
+        x, y = taken(rows), tf.gather(labels, rows)
         if augmentation:
             x, y = augmentation(x, y, seed)
         else:

@@ -1,25 +1,23 @@
 """Datasets that are folders of image files, decoded by Pillow."""
 
 import collections
-import concurrent.futures
-import contextlib
-import os
 import pathlib
 
 import numpy as np
 
 from keras_lkca.checks import check_pair
+from keras_lkca.data.decoding import MAX_BYTES, ImageFiles, decode
 from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require
 from keras_lkca.files import shown
 
 # Which Pillow opens and which are no pictures of pixels.
 _NO_PICTURES = ("EPS", "MPEG")
-# Refused above: the images are kept in memory, and a slip of a digit fills it.
-MAX_BYTES = 2**34
 
 
-def from_directory(directory, image_size, on_error: str = "raise"):
+def from_directory(
+    directory, image_size, on_error: str = "raise", stream: bool | None = False
+):
     """Load your own images from a folder that holds one folder a class.
 
     Images are turned as their EXIF data says, converted to RGB, cropped about their
@@ -35,15 +33,20 @@ def from_directory(directory, image_size, on_error: str = "raise"):
             both.
         on_error: What to do with files that cannot be decoded: `"raise"`, or
             `"skip"` them, and print which.
+        stream: Whether to decode each image when it is asked for, in place of all at
+            once, so that they need not fit in memory; `None` where they would take
+            more than 16 GiB.
 
     Returns:
         uint8 images `(n, height, width, 3)`, int64 labels `(n,)`, and a `Dataset` of
         facts: the classes' number and names, the images' shape, and their mean and
-        standard deviation.
+        standard deviation. Streamed, the images are a `keras_lkca.data.ImageFiles`,
+        and mean and standard deviation those of 2,000 of them.
 
     Raises:
         ValueError: If an argument is not as above, the images would take more than
-            16 GiB of memory, or files cannot be decoded and `on_error` is `"raise"`.
+            16 GiB of memory and are not streamed, or files cannot be decoded and
+            `on_error` is `"raise"`.
         FileNotFoundError: If there is no such folder, or a class without images.
         ImportError: If Pillow is missing.
 
@@ -94,7 +97,19 @@ def from_directory(directory, image_size, on_error: str = "raise"):
             flush=True,
         )
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
-    images, kept = decode(sum(files, []), image_size, on_error)
+    files = sum(files, [])
+    if stream is None:
+        stream = len(files) * image_size[0] * image_size[1] * 3 > MAX_BYTES
+    if stream and on_error == "skip":
+        raise ValueError(
+            "`on_error`='skip' is for images that are decoded at once; streamed, a "
+            "file that cannot be decoded is met in the middle of a training. "
+            f"Received: on_error='skip', stream={stream!r}"
+        )
+    if stream:
+        images, kept = ImageFiles(files, image_size), slice(None)
+    else:
+        images, kept = decode(files, image_size, on_error)
     labels = labels[kept]
     lost = sorted({path.name for path in classes} - {classes[i].name for i in labels})
     if lost:
@@ -113,108 +128,6 @@ def from_directory(directory, image_size, on_error: str = "raise"):
     return images, labels, facts
 
 
-def decode(files, image_size, on_error=None):
-    """Decode files to one array.
-
-    Args:
-        files: Sequence of paths, or of images that Pillow has opened.
-        image_size: The (height, width) to crop and resize to.
-        on_error: `"raise"` or `"skip"`, see `from_directory`; `None` to raise for a
-            caller who cannot skip.
-
-    Returns:
-        uint8 images `(n, height, width, 3)` and a boolean array that tells which of
-        the files they are.
-
-    Raises:
-        ValueError: See `from_directory`.
-
-    Example:
-
-    ```python
-    images, kept = decode(["a.jpg", "b.jpg"], (64, 64))
-    ```
-    """
-    require("PIL", "data", "pillow")
-    height, width = image_size
-    size = len(files) * height * width * 3
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"{len(files):,} images of {height} x {width} take {size / 2**30:.0f} GiB "
-            f"of memory, more than {MAX_BYTES / 2**30:.0f}. Choose a smaller "
-            f"`image_size`. Received: image_size={tuple(image_size)}"
-        )
-    images = np.empty((len(files), height, width, 3), "uint8")
-
-    def read(index):
-        try:
-            images[index] = _read(files[index], image_size)
-        except Exception as error:  # every format has errors of its own
-            return f"{files[index]}: {error}"
-
-    # Pillow decodes outside of Python's lock.
-    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        errors = list(pool.map(read, range(len(files))))
-    kept = np.array([error is None for error in errors], bool)
-    damaged = [error for error in errors if error]
-    if damaged:
-        named = "\n    ".join(damaged[:10])
-        more = f"\n    and {len(damaged) - 10} more" if len(damaged) > 10 else ""
-        text = f"{len(damaged)} of {len(files)} files cannot be decoded:\n    "
-        if on_error != "skip":
-            skip = ", or skip them with on_error='skip' (--on-error skip)"
-            raise ValueError(
-                f"{text}{named}{more}\nReplace or remove them"
-                f"{skip if on_error == 'raise' else ''}."
-            )
-        print(shown(f"skipped: {text}{named}{more}"), flush=True)
-        images = images[kept]
-    return images, kept
-
-
-def _read(path, image_size):
-    from PIL import Image, ImageOps
-
-    height, width = image_size
-    with opened(path) as image:
-        if image is not path:
-            # At a reduced size where the format can: much faster for photographs.
-            image.draft("RGB", (2 * width, 2 * height))
-        image = as_rgb(ImageOps.exif_transpose(image))
-        if image.size != (width, height):
-            # Along the rows first: Pillow's versions differ in the order, and with it
-            # in the pixels, which an exported model is to read as they are read here.
-            scale = min(image.width / width, image.height / height)
-            left = max(image.width - scale * width, 0) / 2
-            top = max(image.height - scale * height, 0) / 2
-            for size, box in (
-                ((width, image.height), (left, 0, image.width - left, image.height)),
-                ((width, height), (0, top, width, image.height - top)),
-            ):
-                image = image.resize(size, Image.Resampling.BICUBIC, box)
-        return np.asarray(image)
-
-
-def opened(file):
-    """Return a context of an image, of a file or one that Pillow has opened."""
-    from PIL import Image
-
-    if isinstance(file, Image.Image):
-        return contextlib.nullcontext(file)
-    return Image.open(file)
-
-
-def as_rgb(image):
-    """Return an image of Pillow's in RGB, of 8 bits."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
-        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode!r})")
-    return image.convert("RGB")
-
-
 def statistics(images):
     """Return the mean and standard deviation of each channel, scaled to [0, 1].
 
@@ -225,6 +138,10 @@ def statistics(images):
     >>> statistics(np.full((2, 4, 4, 1), 255, "uint8"))
     ((1.0,), (0.0,))
     """
+    if isinstance(images, ImageFiles):
+        images = images[
+            np.linspace(0, len(images) - 1, min(len(images), 2000)).astype(int)
+        ]
     # From the count of each value: exact, and a copy of some images at a time.
     channels = [
         sum(

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 
 from keras_lkca.checks import check_pair
-from keras_lkca.data.folders import as_rgb, image_suffixes, statistics
+from keras_lkca.data.decoding import as_rgb
+from keras_lkca.data.folders import image_suffixes, statistics
 from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require
 from keras_lkca.files import shown

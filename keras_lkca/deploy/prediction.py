@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from keras_lkca.checks import check_image_shape, check_positive_int
-from keras_lkca.data.folders import as_rgb, decode, opened
+from keras_lkca.data.decoding import as_rgb, decode, opened
 from keras_lkca.files import atomic
 from keras_lkca.models import classifiers
 from keras_lkca.models.classifiers import (

@@ -219,7 +219,8 @@ def warn_if_scaled(model, images, name="images"):
     >>> warn_if_scaled(model, np.full((1, 8, 8, 1), 255, "uint8"))
     False
     """
-    images = np.asarray(images)
+    if not isinstance(getattr(images, "dtype", None), np.dtype):
+        images = np.asarray(images)
     # ml_dtypes' bfloat16 is of the kind "V".
     if not images.size or images.dtype in ("uint8", "bool") or not _divides(model):
         return False

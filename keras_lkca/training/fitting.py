@@ -29,6 +29,7 @@ from keras_lkca.data.batches import (
     of_pixels,
     weights_of_all,
 )
+from keras_lkca.data.decoding import ImageFiles, as_stored, part_of
 from keras_lkca.data.masks import as_masks
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
@@ -137,6 +138,8 @@ def fit(
             `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
             iterable with a length, see `keras_lkca.data.dataset_batches`. Do not
             repeat it: each epoch begins it anew. Leave augmentation to the recipe.
+            Images in files that need not fit in memory are `keras_lkca.data.ImageFiles`
+            in place of the array.
         validation: Likewise, read into memory; or a float in (0, 1), the share of the
             training arrays to hold out, drawn class by class where an image has one.
             `None` for none: the best epoch is then the last.
@@ -507,7 +510,9 @@ def _arrays(source, name, shape, classes, dense):
         if not batches:
             raise ValueError(f"`{name}` must not be empty. Received: no batches")
         source = [np.concatenate(part) for part in zip(*batches, strict=True)]
-    images, labels = map(np.asarray, source)
+    images, labels = as_stored(source[0]), np.asarray(source[1])
+    if name != "train" and isinstance(images, ImageFiles):
+        images = images[:]  # looked at after every epoch
     check_numbers(images)
     if not len(images) or any(
         wanted not in (None, size)
@@ -576,7 +581,8 @@ def hold_out(train, share, seed, argument):
             "of them, or choose the best epoch by the test images. "
             f"Received: {argument}={share!r}"
         )
-    return (images[others], labels[others]), (images[rows], labels[rows])
+    kept, held_out = ((part_of(images, part), labels[part]) for part in (others, rows))
+    return kept, held_out
 
 
 def _passes(train, recipe, steps):

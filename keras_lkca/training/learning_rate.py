@@ -8,6 +8,7 @@ import numpy as np
 from keras_lkca import data
 from keras_lkca.checks import check_number, check_positive_int
 from keras_lkca.data.batches import check_numbers
+from keras_lkca.data.decoding import as_stored
 from keras_lkca.extras import require
 from keras_lkca.files import atomic
 from keras_lkca.models.classifiers import check_shapes, is_segmenter, warn_if_scaled
@@ -99,7 +100,7 @@ def find_learning_rate(
             "`train` must be a pair of arrays (images, labels). "
             f"Received: a {type(train).__name__}"
         )
-    images, labels = map(np.asarray, train)
+    images, labels = as_stored(train[0]), np.asarray(train[1])
     check_numbers(images)
     augmentation = augmentation_of(recipe, facts, images, images.shape[-1])
     batches = data.training_batches(

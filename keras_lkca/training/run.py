@@ -8,6 +8,7 @@ import keras
 from keras_lkca import data
 from keras_lkca.checks import check_rate
 from keras_lkca.data.batches import drawn_by
+from keras_lkca.data.decoding import part_of
 from keras_lkca.data.folders import statistics
 from keras_lkca.data.masks import (
     as_ignored,
@@ -54,6 +55,7 @@ DEFAULTS = {
     "model_options": None,
     "image_size": None,
     "on_error": "raise",
+    "stream": None,
     "dtype": None,
 }
 
@@ -73,6 +75,7 @@ def train(
     model_options: dict | None = LEFT_OUT,
     image_size=LEFT_OUT,
     on_error: str = LEFT_OUT,
+    stream: bool | None = LEFT_OUT,
     pipeline: str | None = LEFT_OUT,
     dtype: str | None = LEFT_OUT,
     jit_compile: bool | None = LEFT_OUT,
@@ -128,6 +131,9 @@ def train(
             resized to. Defaults to 64, for `task="segmentation"` to their own size,
             where it is the same.
         on_error: `"raise"` or `"skip"`, for a folder's files that cannot be decoded.
+        stream: Whether the training images of a folder of classes are decoded batch by
+            batch, not held in memory; `None` where all would take more than 16 GiB.
+            Those that validate and test are held in memory.
         pipeline: Where the augmentation runs, see `keras_lkca.data.training_batches`.
             Defaults to `"tf.data"` on a CPU where TensorFlow is installed, else to
             `"arrays"`.
@@ -192,6 +198,7 @@ def train(
         "model_options": model_options,
         "image_size": image_size,
         "on_error": on_error,
+        "stream": stream,
         "dtype": dtype,
     }
     settings = {
@@ -438,6 +445,16 @@ def _check(arguments):
             "`on_error` is for folders of classes; a mask without its image is always "
             f"refused. Received: on_error={arguments['on_error']!r}"
         )
+    if dense and arguments["stream"]:
+        raise ValueError(
+            "`stream` is for folders of classes; images and masks are held in memory. "
+            f"Received: stream={arguments['stream']!r}"
+        )
+    if arguments["stream"] not in (None, True, False):
+        raise ValueError(
+            "`stream` must be True, False or None. "
+            f"Received: stream={arguments['stream']!r}"
+        )
     if not dense and arguments["ignore"] != [255]:
         raise ValueError(
             "`ignore` is for task='segmentation'. "
@@ -484,7 +501,7 @@ def _load(arguments):
     name, seed = arguments["dataset"], arguments["seed"]
     if name in data.DATASETS:
         for option, default in (
-            *(("image_size", None), ("on_error", "raise")),
+            *(("image_size", None), ("on_error", "raise"), ("stream", None)),
             ("ignore", [255]),
         ):
             if arguments[option] != default:
@@ -506,7 +523,7 @@ def _load(arguments):
                 f"`fraction` leaves none of the {len(train[1])} training images. "
                 f"Received: fraction={arguments['fraction']!r}"
             )
-        train = train[0][rows], train[1][rows]
+        train = part_of(train[0], rows), train[1][rows]
     return train, test, validation, facts
 
 
@@ -519,7 +536,7 @@ def _folder(arguments):
             f"Received: dataset={arguments['dataset']!r}"
         )
     size = 64 if arguments["image_size"] is None else arguments["image_size"]
-    options = size, arguments["on_error"]
+    options = size, arguments["on_error"], arguments["stream"]
     if any(map(is_mask_directory, (folder, folder / "train"))):
         raise ValueError(
             f"{folder} holds folders images and masks, as for a class for every pixel: "
@@ -548,9 +565,9 @@ def _folder(arguments):
             )
         facts = _at_least_two_classes(folder, facts)
         # What normalises the images must not have seen the test.
-        mean, std = statistics(images[train])
+        mean, std = statistics(part_of(images, train))
         facts = dataclasses.replace(facts, mean=mean, std=std)
-        train, test = ((images[rows], labels[rows]) for rows in (train, test))
+        train, test = ((part_of(images, rows), labels[rows]) for rows in (train, test))
         return train, test, None, facts
     images, labels, facts = data.from_directory(folder / "train", *options)
     others = {"val": None}
