@@ -32,8 +32,9 @@ class LKCASegmenter(ImageModel):
     smoothed by a convolution of 3 x 3. At the finest a Dense layer classifies, and its
     logits are resized to the image.
 
-    On large grids is where large kernels are at their best: one kernel reaches over
-    all of an image's tokens, where softmax attention compares each with every other.
+    A large kernel reaches over all of an image's tokens at a cost that grows little
+    faster than their number, where softmax attention compares each with every other.
+    With few images short kernels may do better: `LKCANet(kernel_size=3)`.
 
     Args:
         backbone: A functional or Sequential Keras model of images of one size, such as
