@@ -277,6 +277,7 @@ def test_sizes_that_the_patch_does_not_divide(family, tmp_path, rng):
     assert field.shape == SIZE[:2] and field.sum() == pytest.approx(1)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("preset", ["lkca_vit_05m", "vit_05m", "lkca_net_03m"])
 def test_presets_of_any_size(preset):
     model = LKCASegmenter.from_preset(preset, (30, 37, 3), 3, decoder_dim=8)
@@ -831,6 +832,7 @@ def test_a_dataset_with_masks(pets):
         np.testing.assert_array_equal(read, written)
 
 
+@pytest.mark.once
 def test_it_is_trained_by_its_name(pets, tmp_path, capsys):
     output = tmp_path / "run"
     main(
