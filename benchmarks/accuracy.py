@@ -187,16 +187,23 @@ def design():
 def carried():
     """Yield trainings on photographs, of a new model and of one that has learned.
 
-    Each way has its own learning rate, chosen on validation images of seed 0.
+    A model keeps its tokens of 4 x 4 pixels where it is carried over; new ones have as
+    many pixels, or those of the preset at this size. Each way has its own learning
+    rate, chosen on validation images of seed 0.
     """
+    ways = {
+        "scratch": {"preset": NET},
+        "carried": {"start_from": f"{NET}_cifar100"},
+        "scratch-patch4": {"preset": NET, "model_options": {"patch_size": 4}},
+    }
     for size, seeds in ((64, 3), (96, 3)):
         for seed in range(seeds):
-            for way, rate in CARRIED_RATES.items():
-                start = {"start_from": f"{NET}_cifar100"}
+            for way, options in ways.items():
+                rate = CARRIED_RATES[way.removesuffix("-patch4")]
                 yield (
                     f"trashnet-{size}-{way}-seed{seed}",
                     {
-                        **(start if way == "carried" else {"preset": NET}),
+                        **options,
                         "dataset": "trashnet",
                         "image_size": size,
                         "recipe": Recipe.quick(
@@ -668,8 +675,8 @@ def report_tools(rows):
     for row in rows:
         group = row["name"].rpartition("-seed")[0]
         of[row["question"]].setdefault(group, []).append(row)
-    lines = [["images", "start", "seeds", "test accuracy, %"]]
-    lines[0] += ["epochs to 95 % of the best validation accuracy"]
+    lines = [["images", "start", "a token, pixels", "seeds", "test accuracy, %"]]
+    lines[0] += ["epochs to 95 % of the best validation accuracy", "minutes"]
     for runs in (*of["carried"].values(), *of["resized"].values()):
         first = runs[0]
         accuracy = spread([run["best"]["test_accuracy"] for run in runs])
@@ -679,7 +686,13 @@ def report_tools(rows):
         dataset = {"trashnet": "TrashNet", "cifar10": "CIFAR-10, a tenth"}
         size = f"{first['image_size']} x {first['image_size']}"
         images = f"{dataset[first['dataset']]}, {size}"
-        lines.append([images, start, len(runs), accuracy, ", ".join(epochs)])
+        # A new model's follow the size; one that is carried keeps those of 32 x 32.
+        learned_at = 32 if "start_from" in first else first["image_size"]
+        patch = (first.get("model_options") or {}).get("patch_size")
+        patch = patch or 2 ** min((learned_at // 8).bit_length() - 1, 3)
+        minutes = np.median([run["fit_seconds"] for run in runs]) / 60
+        line = [images, start, f"{patch} x {patch}", len(runs), accuracy]
+        lines.append([*line, ", ".join(epochs), f"{minutes:.0f}"])
     write_table("carried-over.md", "carried", lines)
     lines = [["model", "positions at", "seeds", "test accuracy, %"]]
     for runs in of["positions"].values():
