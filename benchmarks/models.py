@@ -116,7 +116,10 @@ def scaling_rows(arguments):
 
 
 def dense_rows(arguments):
-    """Measure segmenters: LKCA of some reaches, and softmax attention, same weights."""
+    """Measure segmenters: LKCA of some reaches, and softmax attention.
+
+    All have as many weights but for the kernels.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for height, width in ((180, 240), (512, 512)):
@@ -145,6 +148,7 @@ def dense_rows(arguments):
         skipped = {}
         # What is kept for the gradients of six blocks, three times the weights.
         needed = 3 * 6 * 4 * tokens**2 * 4
+        # torch's attention writes no weights out.
         if keras.config.backend() != "torch" and needed > arguments.limit_gib * 2**30:
             text = f"{needed / 2**30:.0f} GiB of attention weights"
             skipped = {"softmax attention": {"skipped": text}}

@@ -130,13 +130,18 @@ def evaluate(
             "have one each: measure it in Python, keras_lkca.training.evaluate(model, "
             "images, labels), with labels (n, classes)."
         )
-    if dense:
-        if on_error != "raise":
+    known = dataset in data.DATASETS
+    for option, value, refused in (
+        ("on-error", on_error != "raise", dense or known),
+        ("data-dir", data_dir, dense and not known),
+        ("ignore", ignore, known),
+    ):
+        if value and refused:
             raise ValueError(
-                "`--on-error` is not for models of pixels. "
-                f"Received: a model of {network.output_shape}"
+                f"`--{option}` is not for {dataset if known else 'models of pixels'}. "
+                f"Received: a model of {network.output_shape}, {shown(dataset)}"
             )
-    if dataset in data.DATASETS:
+    if known:
         images, labels, what = _known_images(network, dataset, split, data_dir)
     elif dense:
         images, labels, what = _masked_images(network, dataset, split, ignore)
@@ -277,7 +282,8 @@ def _labelled_images(model, source, split, on_error):
     if not whole:
         split = split or "test"
         folder = folder / split
-    images, labels, facts = data.from_directory(folder, shape[:2], on_error)
+    stream = None if on_error == "raise" else False  # a part of them may be asked for
+    images, labels, facts = data.from_directory(folder, shape[:2], on_error, stream)
     classes = _order_of_classes(model, folder, facts.num_classes, facts.class_names)
     images, labels, what = _part(images, labels, source, split, whole, shape[2])
     return images, classes[labels], what

@@ -20,6 +20,7 @@ from keras_lkca import (
 from keras_lkca.__main__ import main
 from keras_lkca.data.masks import as_masks
 from keras_lkca.models import ImageModel, adapt, feature_levels
+from keras_lkca.models.classifiers import warn_if_scaled
 from keras_lkca.models.colors import default_colors
 from keras_lkca.training import Recipe, evaluate, find_learning_rate, fit, train
 from keras_lkca.training.segmentation import (
@@ -275,6 +276,30 @@ def test_sizes_that_the_patch_does_not_divide(family, tmp_path, rng):
     assert adapt(model, (33, 17, 3)).output_shape == (None, 33, 17, 3)
     field = interpret.effective_receptive_field(model, images, query=(2, 3))
     assert field.shape == SIZE[:2] and field.sum() == pytest.approx(1)
+    if family is ViT:
+        one, other = (
+            interpret.attention_rollout(x, (1, 2), image)
+            for x, image in ((model, images[0]), (whole, padded[0]))
+        )
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    with pytest.warns(UserWarning, match="divided by 255"):
+        assert warn_if_scaled(model, images / 255)
+
+
+@pytest.mark.once
+def test_a_classifier_becomes_a_segmenter_of_such_sizes(tmp_path):
+    classifier = LKCAViT((20, 24, 3), num_classes=4, embed_dim=8, depth=1)
+    classifier.save(tmp_path / "c.keras")
+    write_scenes(tmp_path / "scenes", 20)
+    train(
+        tmp_path / "scenes",
+        start_from=tmp_path / "c.keras",
+        task="segmentation",
+        recipe=Recipe.segmentation(epochs=1, batch_size=4, crop_padding=1),
+        output=tmp_path / "run",
+    )
+    model = keras.models.load_model(tmp_path / "run" / "last.keras")
+    assert model.input_shape == (None, *SIZE)
 
 
 @pytest.mark.once

@@ -206,6 +206,8 @@ def _keras_dataset(name, split):
 def _tfds(name, root, split, facts):
     require_tensorflow()
     tfds = require("tensorflow_datasets", "tfds")
+    if facts.mask_values:
+        require("PIL", "data", "pillow")
     # A prepared folder is read as it is: asking TFDS for the dataset by its name
     # would go to the network even then.
     versions = sorted((root / name).glob("*/dataset_info.json"))
@@ -244,7 +246,6 @@ def _tfds(name, root, split, facts):
 
 def _with_masks(examples, facts):
     """Return images of any size and their masks, cropped and resized to one."""
-    require("PIL", "data", "pillow")
     from PIL import Image
 
     images, masks = [], []

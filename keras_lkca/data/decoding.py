@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import pathlib
 
 import numpy as np
 
@@ -50,8 +51,17 @@ class ImageFiles:
 
     def __init__(self, files, image_size):
         require("PIL", "data", "pillow")
-        self.files = np.array(list(map(str, files)), object)
+        if isinstance(files, (str, bytes, pathlib.Path)):
+            raise ValueError(
+                "`files` must be a sequence of paths; of a folder of class folders "
+                "take data.from_directory(folder, stream=True). "
+                f"Received: files={files!r}"
+            )
+        paths = [str(pathlib.Path(file).expanduser()) for file in files]
+        self.files = np.array(paths, object)
         self.image_size = check_pair("image_size", image_size)
+        # The last error: where TensorFlow asks for images, it makes another of it.
+        self.problem = None
 
     def __len__(self):
         """Return how many there are."""
@@ -71,7 +81,11 @@ class ImageFiles:
         """Decode one image, or those of a slice or an array of integers."""
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             return self[[rows]][0]
-        return decode(list(self.files[rows]), self.image_size)[0]
+        try:
+            return decode(list(self.files[rows]), self.image_size, "stream")[0]
+        except ValueError as error:
+            self.problem = error
+            raise
 
     def __array__(self, dtype=None, copy=None):
         """Decode all."""
@@ -113,8 +127,8 @@ def decode(files, image_size, on_error=None):
     Args:
         files: Sequence of paths, or of images that Pillow has opened.
         image_size: The (height, width) to crop and resize to.
-        on_error: `"raise"` or `"skip"`, see `from_directory`; `None` to raise for a
-            caller who cannot skip.
+        on_error: `"raise"` or `"skip"`, see `from_directory`; to raise for a caller
+            who cannot skip `None`, or `"stream"` for one who cannot do with fewer.
 
     Returns:
         uint8 images `(n, height, width, 3)` and a boolean array that tells which of
@@ -156,11 +170,13 @@ def decode(files, image_size, on_error=None):
         more = f"\n    and {len(damaged) - 10} more" if len(damaged) > 10 else ""
         text = f"{len(damaged)} of {len(files)} files cannot be decoded:\n    "
         if on_error != "skip":
-            skip = ", or skip them with on_error='skip' (--on-error skip)"
-            raise ValueError(
-                f"{text}{named}{more}\nReplace or remove them"
-                f"{skip if on_error == 'raise' else ''}."
-            )
+            remedy = {
+                "raise": "Replace or remove them, or skip them with on_error='skip' "
+                "(--on-error skip)",
+                "stream": "Replace them: a run goes on with as many images as it began",
+                None: "Replace or remove them",
+            }[on_error]
+            raise ValueError(f"{text}{named}{more}\n{remedy}.")
         print(shown(f"skipped: {text}{named}{more}"), flush=True)
         images = images[kept]
     return images, kept

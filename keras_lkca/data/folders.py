@@ -98,15 +98,21 @@ def from_directory(
         )
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
     files = sum(files, [])
+    if stream not in (None, True, False):
+        raise ValueError(
+            f"`stream` must be True, False or None. Received: stream={stream!r}"
+        )
+    streamed = stream
     if stream is None:
-        stream = len(files) * image_size[0] * image_size[1] * 3 > MAX_BYTES
-    if stream and on_error == "skip":
+        streamed = len(files) * image_size[0] * image_size[1] * 3 > MAX_BYTES
+    if streamed and on_error == "skip":
         raise ValueError(
             "`on_error`='skip' is for images that are decoded at once; streamed, a "
-            "file that cannot be decoded is met in the middle of a training. "
-            f"Received: on_error='skip', stream={stream!r}"
+            "file that cannot be decoded is met in the middle of a training: give "
+            "on_error='raise', or a smaller `image_size` where they do not fit in "
+            f"memory. Received: on_error='skip', stream={stream!r}"
         )
-    if stream:
+    if streamed:
         images, kept = ImageFiles(files, image_size), slice(None)
     else:
         images, kept = decode(files, image_size, on_error)
@@ -139,20 +145,17 @@ def statistics(images):
     ((1.0,), (0.0,))
     """
     if isinstance(images, ImageFiles):
-        images = images[
-            np.linspace(0, len(images) - 1, min(len(images), 2000)).astype(int)
-        ]
-    # From the count of each value: exact, and a copy of some images at a time.
-    channels = [
-        sum(
-            np.bincount(images[i : i + 256, ..., channel].reshape(-1), minlength=256)
-            for i in range(0, len(images), 256)
-        )
-        for channel in range(images.shape[-1])
-    ]
+        rows = np.linspace(0, len(images) - 1, min(len(images), 2000))
+        images = images.part(rows.astype(int))
+    # From the count of each value: exact, and some images at a time.
+    counts_of = np.zeros((images.shape[-1], 256), "int64")
+    for start in range(0, len(images), 64):
+        some = images[start : start + 64]
+        for channel, counts in enumerate(counts_of):
+            counts += np.bincount(some[..., channel].reshape(-1), minlength=256)
     values = np.arange(256) / 255
-    means = [counts @ values / counts.sum() for counts in channels]
-    squares = [counts @ values**2 / counts.sum() for counts in channels]
+    means = [counts @ values / counts.sum() for counts in counts_of]
+    squares = [counts @ values**2 / counts.sum() for counts in counts_of]
     stds = np.sqrt(np.maximum(np.subtract(squares, np.square(means)), 0))
     return tuple(map(float, means)), tuple(map(float, stds))
 

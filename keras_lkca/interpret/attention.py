@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_lkca.checks import check_finite
+from keras_lkca.internals import calls
 from keras_lkca.interpret.statistics import mixing_layers
 from keras_lkca.layers import SelfAttention
 from keras_lkca.ops import attention_matrix
@@ -227,7 +228,9 @@ def fits(shape, received):
 def softmax_maps(model, layers, image):
     """Return each layer's softmax `(heads, tokens, tokens)` on one image."""
     image = check_image(model, image)
-    inputs = keras.Model(model.inputs[0], [layer.input for layer in layers.values()])
+    # Not `layer.input`: a layer may be called in another graph as well.
+    before = {call.operation.name: call.input_tensors[0] for call in calls(model)}
+    inputs = keras.Model(model.inputs[0], [before[name] for name in layers])
     tokens = inputs(image, training=False)
     return {
         name: keras.ops.convert_to_numpy(layer.attention_weights(x))[0]

@@ -219,6 +219,7 @@ def warn_if_scaled(model, images, name="images"):
     >>> warn_if_scaled(model, np.full((1, 8, 8, 1), 255, "uint8"))
     False
     """
+    # keras_lkca.data.ImageFiles are not to be decoded for it.
     if not isinstance(getattr(images, "dtype", None), np.dtype):
         images = np.asarray(images)
     # ml_dtypes' bfloat16 is of the kind "V".
@@ -257,7 +258,8 @@ def _divides(model):
             return _divides(layer)
         if isinstance(layer, keras.layers.Rescaling):
             return bool(np.abs(layer.scale).max() < 1)
-        if not isinstance(layer, (keras.layers.Resizing, keras.layers.Identity)):
+        converts = type(layer).__name__ == "ConvertToTensor"  # Keras's own
+        if not converts and not isinstance(layer, _STILL_IMAGES):
             return False
         outputs = {id(tensor) for tensor in call.outputs}
         first = [
@@ -436,6 +438,10 @@ def linear_head(model):
     )
 
 
+# What may be done to images before they are scaled.
+_STILL_IMAGES = (
+    *(keras.layers.Resizing, keras.layers.Identity, keras.layers.ZeroPadding2D),
+)
 # What neither makes probabilities of logits nor undoes them.
 _AVERAGES = (
     *(keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D),

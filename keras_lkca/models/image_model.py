@@ -38,7 +38,7 @@ _QUANTIZED = ("dtype", "quantization_config")
 
 
 def found_in_h5(cls):
-    """Let Keras find a class of a name of our own in .h5, which keeps no package."""
+    """Let Keras find a class in .h5, which keeps no package: no other has its name."""
     keras.saving.get_custom_objects()[cls.__name__] = cls
     return cls
 
@@ -260,17 +260,18 @@ class ImageModel(keras.Model):
         """Save the model, as `keras.Model.save`.
 
         Args:
-            filepath: The file, `.keras`.
+            filepath: The file, `.keras`; or `.h5` for `LKCAViT`, `LKCANet` and
+                `LKCASegmenter`.
             overwrite: Whether to replace what is there.
             **kwargs: Further arguments of `keras.Model.save`.
 
         Raises:
-            ValueError: If the file is `.h5`, which keeps a class without its package,
-                and others may call a class of theirs the same.
+            ValueError: If the file of another class is `.h5`: it keeps no package, and
+                others may call a class of theirs the same.
         """
         name = type(self).__name__
         legacy = str(filepath).endswith((".h5", ".hdf5"))
-        if legacy and name not in keras.saving.get_custom_objects():
+        if legacy and keras.saving.get_custom_objects().get(name) is not type(self):
             raise ValueError(
                 f"`filepath` must end with .keras: Keras would not find {name} again "
                 "from .h5, which keeps no package; its weights alone go into "

@@ -47,8 +47,8 @@ class LKCASegmenter(ImageModel):
             `keras_lkca.models.feature_levels`. Defaults to all with a stride of 2
             pixels or more, or else to all.
         input_shape: The images' (height, width, channels) where they are smaller than
-            the backbone's: they are padded at the bottom and on the right, and the
-            logits cropped back. Defaults to the backbone's.
+            the backbone's: they are padded with black at the bottom and on the right,
+            and the logits cropped back. Defaults to the backbone's.
         classifier_activation: `None` for logits, `"softmax"` for probabilities.
         class_names: Sequence of strings, one per class, which travel with the saved
             model; `None` where they are not known.

@@ -29,7 +29,7 @@ from keras_lkca.data.batches import (
     of_pixels,
     weights_of_all,
 )
-from keras_lkca.data.decoding import ImageFiles, as_stored, part_of
+from keras_lkca.data.decoding import MAX_BYTES, ImageFiles, as_stored, part_of
 from keras_lkca.data.masks import as_masks
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
@@ -285,7 +285,9 @@ def fit(
         train, validation = hold_out(train, validation, arguments["seed"], "validation")
     held_out = {"validation": validation, "test": test}
     for split, images in held_out.items():
-        if images is not None:
+        if split == "test" and on_test:
+            held_out[split] = held_out["validation"]
+        elif images is not None:
             _check_source(images, split)
             held_out[split] = _arrays(images, split, shape, classes, dense)
     validation, test = held_out.values()
@@ -384,27 +386,33 @@ def fit(
         if teacher is not None:
             softened = recipe.distill_temperature
             following = distillation.taught(following, teacher, task, softened)
-        model.fit(
-            following,
-            validation_data=validation,
-            validation_batch_size=recipe.batch_size,
-            steps_per_epoch=steps,
-            initial_epoch=len(rows),
-            epochs=epoch,
-            verbose=0,
-            shuffle=False,  # the batches are
-            callbacks=[
-                callbacks.SetSeeds(steps, config.get("seeds")),
-                *seeding,
-                *averaging,
-                callbacks.StopWhenDiverged(),
-                callbacks.Keep(folder, rows),
-                callbacks.StopEarly(rows, recipe.patience, uncounted),
-                progress,
-                *board,
-                *extra_callbacks,
-            ],
-        )
+        try:
+            model.fit(
+                following,
+                validation_data=validation,
+                validation_batch_size=recipe.batch_size,
+                steps_per_epoch=steps,
+                initial_epoch=len(rows),
+                epochs=epoch,
+                verbose=0,
+                shuffle=False,  # the batches are
+                callbacks=[
+                    callbacks.SetSeeds(steps, config.get("seeds")),
+                    *seeding,
+                    *averaging,
+                    callbacks.StopWhenDiverged(),
+                    callbacks.Keep(folder, rows),
+                    callbacks.StopEarly(rows, recipe.patience, uncounted),
+                    progress,
+                    *board,
+                    *extra_callbacks,
+                ],
+            )
+        except Exception as error:
+            problem = getattr(train[0], "problem", None) if _is_pair(train) else None
+            if problem is None:
+                raise
+            raise problem from error  # which TensorFlow made another of
         return len(rows) == epoch
 
     stopped = callbacks.out_of_patience(rows, recipe.patience, uncounted)
@@ -512,6 +520,14 @@ def _arrays(source, name, shape, classes, dense):
         source = [np.concatenate(part) for part in zip(*batches, strict=True)]
     images, labels = as_stored(source[0]), np.asarray(source[1])
     if name != "train" and isinstance(images, ImageFiles):
+        if images.size > MAX_BYTES:
+            limit, size = (f"{x / 2**30:.0f} GiB" for x in (MAX_BYTES, images.size))
+            raise ValueError(
+                f"The images of `{name}` are held in memory, at most {limit}, and "
+                f"would take {size}: "
+                "give fewer, of a folder by folders val and test beside its train. "
+                f"Received: {len(images):,} images of {images.image_size}"
+            )
         images = images[:]  # looked at after every epoch
     check_numbers(images)
     if not len(images) or any(

@@ -18,6 +18,7 @@ from keras_lkca.data.masks import (
 )
 from keras_lkca.internals import sublayers
 from keras_lkca.models import LKCASegmenter, adapt
+from keras_lkca.models.adaptation import padded_shape, patch_size_of
 from keras_lkca.models.classifiers import is_segmenter
 from keras_lkca.models.image_model import given_name, read_model
 from keras_lkca.models.presets import PRESETS, check_preset
@@ -133,7 +134,8 @@ def train(
         on_error: `"raise"` or `"skip"`, for a folder's files that cannot be decoded.
         stream: Whether the training images of a folder of classes are decoded batch by
             batch, not held in memory; `None` where all would take more than 16 GiB.
-            Those that validate and test are held in memory.
+            Those that validate and test are held in memory. Their mean and standard
+            deviation are those of 2,000 images.
         pipeline: Where the augmentation runs, see `keras_lkca.data.training_batches`.
             Defaults to `"tf.data"` on a CPU where TensorFlow is installed, else to
             `"arrays"`.
@@ -353,11 +355,16 @@ def _carried(source, about, facts, recipe):
     try:
         if onto:
             patch_size = options.get("patch_size")
-            model = adapt(source, facts.input_shape, patch_size=patch_size)
+            each = patch_size or patch_size_of(source)
+            padded = padded_shape(facts.input_shape, each)
+            model = adapt(source, padded, patch_size=patch_size)
             model = _with(model, dtype, drop_path_rate=recipe.drop_path_rate)
             colors = facts.class_colors or None
             model = LKCASegmenter(
-                *(model, facts.num_classes), class_names=names, class_colors=colors
+                *(model, facts.num_classes),
+                input_shape=facts.input_shape,
+                class_names=names,
+                class_colors=colors,
             )
             return _thawed(model)
         if is_segmenter(source) and about["task"] != "segmentation":
@@ -435,9 +442,13 @@ def _check(arguments):
     known = data.DATASETS.get(arguments["dataset"])
     if known is not None and dense != bool(known.mask_values):
         masked = sorted(name for name, row in data.DATASETS.items() if row.mask_values)
+        remedy = (
+            f"a folder of images and masks, or one of {masked}, for"
+            if dense
+            else f"none of {masked} without"
+        )
         raise ValueError(
-            "`dataset` must be a folder of images and masks for task='segmentation', "
-            f"or one of {masked}, and none of these for another task. "
+            f"`dataset` must be {remedy} task='segmentation'. "
             f"Received: task={arguments['task']!r}, dataset={arguments['dataset']!r}"
         )
     if dense and arguments["on_error"] != "raise":
@@ -448,11 +459,6 @@ def _check(arguments):
     if dense and arguments["stream"]:
         raise ValueError(
             "`stream` is for folders of classes; images and masks are held in memory. "
-            f"Received: stream={arguments['stream']!r}"
-        )
-    if arguments["stream"] not in (None, True, False):
-        raise ValueError(
-            "`stream` must be True, False or None. "
             f"Received: stream={arguments['stream']!r}"
         )
     if not dense and arguments["ignore"] != [255]:
