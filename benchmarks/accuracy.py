@@ -677,7 +677,11 @@ def report_tools(rows):
         of[row["question"]].setdefault(group, []).append(row)
     lines = [["images", "start", "a token, pixels", "seeds", "test accuracy, %"]]
     lines[0] += ["epochs to 95 % of the best validation accuracy", "minutes"]
-    for runs in (*of["carried"].values(), *of["resized"].values()):
+    every = [*of["carried"].values(), *of["resized"].values()]
+    every.sort(
+        key=lambda runs: (runs[0]["dataset"] == "cifar10", runs[0]["image_size"])
+    )
+    for runs in every:
         first = runs[0]
         accuracy = spread([run["best"]["test_accuracy"] for run in runs])
         epochs = [str(nearly_best(run["history"])) for run in runs]
