@@ -192,7 +192,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         **{"teacher": "t.keras", "task": "segmentation", "ignore": [3, 4]},
         "model_options": {"num_heads": 2, "qkv_bias": True},
         **{"class_weight": {"cat": 2, "0": 5}, "start_from": "a.keras"},
-        "freeze": 3,
+        **{"freeze": 3, "stream": True},
     }
     main(["train", "pets", "--class-weight", "balanced"])
     assert received["class_weight"] == "balanced"
