@@ -177,7 +177,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         "--dtype mixed_bfloat16 --no-jit-compile --tensorboard --steps-per-epoch 5 "
         "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=5 "
         "--start-from a.keras --freeze 3 --teacher t.keras --task segmentation "
-        "--ignore 3 4".split()
+        "--ignore 3 4 --stream".split()
     )
     assert received.keys() == known
     assert received.pop("recipe") == Recipe.quick(
