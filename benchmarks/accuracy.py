@@ -29,6 +29,7 @@ from others import recipe as as_published
 from keras_lkca import LKCA, LKCANet, data
 from keras_lkca.files import atomic
 from keras_lkca.models import adapt
+from keras_lkca.models.adaptation import patch_size_of
 from keras_lkca.models.presets import weights_file, write_weights
 from keras_lkca.ops.calibration import processor
 from keras_lkca.training import Recipe, evaluate, fit, train
@@ -394,12 +395,16 @@ def run_other(folder, resume, arguments, dataset, preset, recipe, seed):
     facts = data.describe(dataset)
     model = OTHERS[preset](facts.input_shape, facts.num_classes)
     compile_as_published(model)
+    train_images, test_images = (
+        data.load(dataset, split, arguments.data_dir) for split in ("train", "test")
+    )
+    train_model(model, train_images, test_images, recipe, folder, resume, seed, facts)
+
+
+def train_model(model, train_images, test_images, recipe, folder, resume, seed, facts):
+    """Train a model in hand, as `train` does one that it is told the name of."""
     fit(
-        model,
-        data.load(dataset, "train", arguments.data_dir),
-        0.1,
-        data.load(dataset, "test", arguments.data_dir),
-        recipe,
+        *(model, train_images, 0.1, test_images, recipe),
         output=folder,
         resume=resume,
         seed=seed,
@@ -430,16 +435,17 @@ def run_resized(
     size = image_size, image_size
     facts = dataclasses.replace(data.describe(dataset), input_shape=(*size, 3))
 
-    def load(split, rows=slice(None)):
-        images, labels = data.load(dataset, split, arguments.data_dir)
-        resized = [
-            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-            for image in images[rows]
-        ]
-        return np.stack(resized), labels[rows]
+    def enlarged(images):
+        return np.stack(
+            [
+                np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC))
+                for x in images
+            ]
+        )
 
-    labels = data.load(dataset, "train", arguments.data_dir)[1]
+    images, labels = data.load(dataset, "train", arguments.data_dir)
     part, _ = data.split(labels, fraction, seed)
+    test_images, test_labels = data.load(dataset, "test", arguments.data_dir)
     if preset is not None:
         model = LKCANet.from_preset(
             preset,
@@ -459,18 +465,8 @@ def run_resized(
         model = adapt(known, facts.input_shape, class_names=facts.class_names)
         if extend:
             extend_kernels(known, model)
-    fit(
-        model,
-        load("train", part),
-        0.1,
-        load("test"),
-        recipe,
-        output=folder,
-        resume=resume,
-        seed=seed,
-        pipeline="arrays",
-        facts=facts,
-    )
+    pairs = (enlarged(images[part]), labels[part]), (enlarged(test_images), test_labels)
+    train_model(model, *pairs, recipe, folder, resume, seed, facts)
 
 
 def extend_kernels(known, model):
@@ -692,8 +688,9 @@ def report_tools(rows):
         images = f"{dataset[first['dataset']]}, {size}"
         # A new model's follow the size; one that is carried keeps those of 32 x 32.
         learned_at = 32 if "start_from" in first else first["image_size"]
-        patch = (first.get("model_options") or {}).get("patch_size")
-        patch = patch or 2 ** min((learned_at // 8).bit_length() - 1, 3)
+        options = first.get("model_options") or {}
+        model = LKCANet.from_preset(NET, (learned_at, learned_at, 3), **options)
+        patch, _ = patch_size_of(model)
         minutes = np.median([run["fit_seconds"] for run in runs]) / 60
         line = [images, start, f"{patch} x {patch}", len(runs), accuracy]
         lines.append([*line, ", ".join(epochs), f"{minutes:.0f}"])

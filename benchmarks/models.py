@@ -127,22 +127,11 @@ def dense_rows(arguments):
         images = rng.integers(0, 256, (1, *shape)).astype("uint8")
         masks = rng.integers(0, 11, (1, height, width)).astype("int32")
 
-        def net(size, kernels, shape=shape):
-            return LKCANet.from_preset(
-                "lkca_net_03m",
-                *(shape, 11),
-                include_top=False,
-                pooling=None,
-                patch_size=4,
-                kernel_size=size,
-                num_kernels=kernels,
-            )
-
-        builders = {
-            "LKCA, global": lambda: net(None, 1),
-            "LKCA, 31 x 31": lambda: net(31, 8),
-            "LKCA, 7 x 7": lambda: net(7, 8),
-            "softmax attention": lambda shape=shape: attention_net(shape),
+        backbones = {
+            "LKCA, global": _dense_net(shape, None, 1),
+            "LKCA, 31 x 31": _dense_net(shape, 31, 8),
+            "LKCA, 7 x 7": _dense_net(shape, 7, 8),
+            "softmax attention": attention_net(shape),
         }
         calls = {"training step": {}, "inference": {}}
         skipped = {}
@@ -152,10 +141,10 @@ def dense_rows(arguments):
         if keras.config.backend() != "torch" and needed > arguments.limit_gib * 2**30:
             text = f"{needed / 2**30:.0f} GiB of attention weights"
             skipped = {"softmax attention": {"skipped": text}}
-        for name, build in builders.items():
+        for name, backbone in backbones.items():
             if name in skipped:
                 continue
-            model = LKCASegmenter(build(), num_classes=11)
+            model = LKCASegmenter(backbone, num_classes=11)
             model.compile("adamw", SegmentationLoss(), jit_compile=jit_settings()[0])
             train, infer = steps(model, images, masks)
             calls["training step"][name] = train
@@ -168,6 +157,18 @@ def dense_rows(arguments):
             )
             print(rows[-1], flush=True)
     return rows
+
+
+def _dense_net(shape, kernel_size, num_kernels):
+    return LKCANet.from_preset(
+        "lkca_net_03m",
+        *(shape, 11),
+        include_top=False,
+        pooling=None,
+        patch_size=4,
+        kernel_size=kernel_size,
+        num_kernels=num_kernels,
+    )
 
 
 def pipeline_rows(arguments):

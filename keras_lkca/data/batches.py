@@ -553,28 +553,28 @@ def batch_rows(count, batch_size, seed, first_step=0):
 def _generator(images, labels, augmentation, steps, columns, one_hot):
     """Batches for `fit`, the next one in the making while one is used."""
     augment = _on_device(augmentation, columns, one_hot)
-    order = steps()
+    taken = _taken(images, labels, steps())
+    following = augment(*next(taken))
+    while True:
+        # Where the device works by itself, it has this to do at once.
+        current, following = following, augment(*next(taken))
+        yield current
+
+
+def _taken(images, labels, order):
+    """Yield each batch's images, labels and seed, files decoded one batch ahead."""
+    if not isinstance(images, ImageFiles):
+        for rows, seed in order:
+            yield images[rows], labels[rows], seed
+        return
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-
-        def read():
-            rows, seed = next(order)
-            if isinstance(images, ImageFiles):  # decoded beside the training
-                return reader.submit(images.__getitem__, rows), rows, seed
-            return images[rows], rows, seed
-
-        def batch():
-            nonlocal ahead
-            (taken, rows, seed), ahead = ahead, read()
-            if isinstance(taken, concurrent.futures.Future):
-                taken = taken.result()
-            return augment(taken, labels[rows], seed)
-
-        ahead = read()
-        following = batch()
-        while True:
-            # Where the device works by itself, it has this to do at once.
-            current, following = following, batch()
-            yield current
+        ahead = None
+        for rows, seed in order:
+            following = reader.submit(images.__getitem__, rows), labels[rows], seed
+            if ahead is not None:
+                decoding, *others = ahead
+                yield decoding.result(), *others
+            ahead = following
 
 
 def _tf_dataset(images, labels, batch_size, augmentation, steps, columns, one_hot):

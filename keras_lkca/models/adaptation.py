@@ -157,6 +157,18 @@ def patch_size_of(model):
     return tuple(int(size) for size in np.prod(strides, axis=0)) if strides else None
 
 
+def adapt_padded(model, input_shape, patch_size=None):
+    """Adapt a segmenter's backbone to images that its tokens need not divide.
+
+    Args:
+        model: See `adapt`.
+        input_shape: The images' (height, width, channels), padded where need be.
+        patch_size: See `adapt`.
+    """
+    shape = padded_shape(input_shape, patch_size or patch_size_of(model))
+    return adapt(model, shape, patch_size=patch_size)
+
+
 def padded_shape(input_shape, patch_size):
     """Return the shape of images that a backbone's tokens divide, padded if need be."""
     if patch_size is None:

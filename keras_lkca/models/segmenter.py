@@ -6,7 +6,7 @@ import keras
 
 from keras_lkca.checks import check_choice, check_image_shape, check_positive_int
 from keras_lkca.layers import TokenDense
-from keras_lkca.models.adaptation import adapt, padded_shape, patch_size_of
+from keras_lkca.models.adaptation import adapt_padded, padded_shape
 from keras_lkca.models.blocks import conv_norm
 from keras_lkca.models.classifiers import is_segmenter
 from keras_lkca.models.colors import check_colors
@@ -233,8 +233,7 @@ class LKCASegmenter(ImageModel):
         shape = check_image_shape(shape)
         if row.weights is not None and load_weights:
             backbone = ImageModel.from_preset(preset, **overrides)
-            patch_size = patch_size_of(backbone)
-            backbone = adapt(backbone, padded_shape(shape, patch_size))
+            backbone = adapt_padded(backbone, shape)
         else:
             overrides = {"patch_size": 4, "load_weights": False, **overrides}
             padded = padded_shape(shape, overrides["patch_size"])

@@ -18,7 +18,7 @@ from keras_lkca.data.masks import (
 )
 from keras_lkca.internals import sublayers
 from keras_lkca.models import LKCASegmenter, adapt
-from keras_lkca.models.adaptation import padded_shape, patch_size_of
+from keras_lkca.models.adaptation import adapt_padded
 from keras_lkca.models.classifiers import is_segmenter
 from keras_lkca.models.image_model import given_name, read_model
 from keras_lkca.models.presets import PRESETS, check_preset
@@ -355,9 +355,7 @@ def _carried(source, about, facts, recipe):
     try:
         if onto:
             patch_size = options.get("patch_size")
-            each = patch_size or patch_size_of(source)
-            padded = padded_shape(facts.input_shape, each)
-            model = adapt(source, padded, patch_size=patch_size)
+            model = adapt_padded(source, facts.input_shape, patch_size)
             model = _with(model, dtype, drop_path_rate=recipe.drop_path_rate)
             colors = facts.class_colors or None
             model = LKCASegmenter(
