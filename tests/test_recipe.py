@@ -65,7 +65,9 @@ def test_the_datasets_policy():
     assert policies == {
         **dict.fromkeys(("cifar10", "cifar100"), "auto_cifar10"),
         "svhn_cropped": "auto_svhn",
-        **dict.fromkeys(("tiny_imagenet", "digits"), "auto_imagenet"),
+        **dict.fromkeys(
+            ("tiny_imagenet", "digits", "oxford_iiit_pet"), "auto_imagenet"
+        ),
     }
     assert Recipe.paper().augmentation().policy == "auto_imagenet"
     own = Recipe.quick(policy="trivial").augmentation(policy="auto_svhn")

@@ -55,6 +55,7 @@ def read_config(output):
         if "dataset" in arguments:  # of `train`
             arguments.setdefault("task", "classification")
             arguments.setdefault("ignore", [255])
+            arguments.setdefault("stream", None)
         # As the fields of this version.
         arguments["recipe"] = Recipe.from_dict(arguments.get("recipe") or {}).to_dict()
     except (ValueError, KeyError, TypeError) as error:
