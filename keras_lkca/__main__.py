@@ -220,10 +220,10 @@ written into --output:
         "dataset",
         nargs="?",
         metavar="NAME|FOLDER",
-        help=f"a dataset ({NAMES}), or a folder with one folder of images per class. "
-        "A FOLDER with folders train and test has its split, and val beside them "
-        "validates; of another a fifth is held out for the test. May be left out with "
-        "--resume.",
+        help=f"a dataset ({NAMES}), or a folder with one folder of images per class, "
+        "or with .tar files of images. A FOLDER with folders train and test has its "
+        "split, and val beside them validates; of another a fifth is held out for the "
+        "test. May be left out with --resume.",
     )
     add(
         "--task",
@@ -400,8 +400,8 @@ example:
         "dataset",
         metavar="NAME|FOLDER",
         help=f"a dataset ({NAMES}), or a folder with one folder of images per class, "
-        "named as the model's classes, or with folders train and test of these; for a "
-        "model of pixels folders images and masks",
+        "or .tar files of images, named as the model's classes, or with folders train "
+        "and test of these; for a model of pixels folders images and masks",
     )
     add(
         "--ignore",

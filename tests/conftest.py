@@ -1,7 +1,9 @@
+import io
 import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -97,6 +99,32 @@ class StopAfter(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == self.epochs:
             raise KeyboardInterrupt
+
+
+def pack(folder, target, numbered, shards=2):
+    """Write a folder of class folders to tars, as either convention has them."""
+    target.mkdir(parents=True)
+    classes = sorted(path.name for path in folder.iterdir())
+    files = sorted(folder.glob("*/*"))
+    if numbered:
+        (target / "classes.txt").write_text("\n".join(classes))
+        parts = np.array_split(np.array(files, object), shards)
+    else:  # in no order
+        files = files[::-1]
+        parts = [files[first::shards] for first in range(shards)]
+    for index, part in enumerate(parts):
+        with tarfile.open(target / f"{index}.tar", "w") as tar:
+            for path in part:
+                name = path.parent.name
+                if not numbered:
+                    tar.add(path, f"./{name}/{path.name}")
+                    continue
+                key, text = f"{name}_{path.stem}", str(classes.index(name)).encode()
+                entry = tarfile.TarInfo(f"{key}.cls")
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text))
+                tar.add(path, key + path.suffix)
+    return target
 
 
 def needs(format):

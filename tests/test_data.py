@@ -1,11 +1,15 @@
+import io
 import itertools
 import os
 import pathlib
+import pickle
 import random
+import tarfile
 
 import keras
 import numpy as np
 import pytest
+from conftest import pack
 from PIL import Image, features
 
 from keras_lkca import data
@@ -778,9 +782,24 @@ def many(tmp_path_factory):
     return root
 
 
-def test_image_files_stand_for_their_array(many):
+@pytest.fixture(scope="module")
+def places(many, tmp_path_factory):
+    """The folder, and its images in tar files of both kinds."""
+    root = tmp_path_factory.mktemp("packed")
+    packed = {name: pack(many, root / name, name == "keys") for name in LAYOUTS[1:]}
+    return {"folder": many, **packed}
+
+
+LAYOUTS = ("folder", "keys", "class folders")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_image_files_stand_for_their_array(layout, many, places):
     array, labels, facts = data.from_directory(many, (8, 10))
-    images, also, streamed = data.from_directory(many, (8, 10), stream=True)
+    for unpacked in data.from_directory(places[layout], (8, 10))[:2]:
+        np.testing.assert_array_equal(unpacked, array if unpacked.ndim > 1 else labels)
+    images, also, streamed = data.from_directory(places[layout], (8, 10), stream=True)
+    images = pickle.loads(pickle.dumps(images))
     assert isinstance(images, data.ImageFiles) and len(images) == len(array)
     assert (images.shape, images.dtype, images.size) == (
         array.shape,
@@ -797,8 +816,9 @@ def test_image_files_stand_for_their_array(many):
     )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
 @pytest.mark.parametrize("pipeline", data.PIPELINES)
-def test_batches_of_image_files_are_those_of_the_array(pipeline, many):
+def test_batches_of_image_files_are_those_of_the_array(pipeline, layout, many, places):
     options = {"augmentation": data.Augmentation(crop_padding=1), "pipeline": pipeline}
     for first_step in (0, 5):
         both = [
@@ -808,7 +828,8 @@ def test_batches_of_image_files_are_those_of_the_array(pipeline, many):
                 )
             )
             for images, labels, _ in (
-                data.from_directory(many, 8, stream=stream) for stream in (False, True)
+                data.from_directory(many, 8),
+                data.from_directory(places[layout], 8, stream=True),
             )
         ]
         for _ in range(7):
@@ -837,3 +858,118 @@ def test_more_than_fits_in_memory_is_streamed(many, monkeypatch):
     monkeypatch.setattr(folders, "MAX_BYTES", 1000)
     images, _, _ = data.from_directory(many, 8, stream=None)
     assert isinstance(images, data.ImageFiles)
+
+
+# Images in tar files
+
+
+PNG = io.BytesIO()
+Image.new("RGB", (4, 4), (9, 9, 9)).save(PNG, "png")
+PNG = PNG.getvalue()
+
+
+def shard(path, *files, end=True):
+    """Write a tar of pairs of a name and its bytes, a text of its own or a link."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            if content is None:
+                entry.type, entry.linkname = tarfile.LNKTYPE, "0.png"
+            entry.size = len(content or b"")
+            tar.addfile(entry, io.BytesIO(content or b""))
+        size = tar.offset
+    if not end:
+        os.truncate(path, size)
+
+
+def test_what_a_shard_holds_beside_images_is_passed_over(tmp_path, capsys):
+    shard(
+        tmp_path / "1.tar",
+        *(("0.PNG", PNG), ("0.cls", b"1\n"), ("0.json", b"{}"), ("notes", b"")),
+        *(("._0.png", b"of another system"), ("b/.hidden/1.png", PNG)),
+        *(("b/0.png", PNG), ("b/0.cls", b"0"), ("left.cls", b"7"), ("c.json", b"")),
+    )
+    shard(tmp_path / "0.tar", ("0.png", PNG), ("0.cls", b"2"))  # keys begin anew
+    shard(tmp_path / ".2.tar", ("0.png", PNG))
+    images, labels, facts = data.from_directory(tmp_path, 4)
+    assert labels.tolist() == [2, 1, 0] and (images == 9).all()
+    assert labels.dtype == "int64" and facts.class_names == ("0", "1", "2")
+    assert capsys.readouterr().out == (
+        f"passed over in {tmp_path}: files that are no images (2 .json, 1 no suffix, "
+        "1 .cls)\n"
+    )
+    # One more class than there are images of; above the parts of a dataset too.
+    for place in (tmp_path, tmp_path / "val"):
+        for path in [*tmp_path.glob("[01].tar")] if place != tmp_path else []:
+            place.mkdir(exist_ok=True)
+            path.rename(place / path.name)
+        (tmp_path / "classes.txt").write_text("ant\nbee \ncat\ndog\n\n")
+        _, labels, facts = data.from_directory(place, 4, stream=True)
+        assert labels.tolist() == [2, 1, 0] and facts.num_classes == 4
+        assert facts.class_names == ("ant", "bee", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("a.png", PNG)], "1.tar: a.png must have a class: an integer in a file of"),
+        ([("a.png", PNG), ("b.cls", b"1")], "1.tar: a.png must have a class"),
+        ([("a.png", PNG), ("a.cls", b"1.0")], r"1.tar: a.cls must hold the n.*'1\.0'"),
+        ([("a.png", PNG), ("a.cls", b"-1")], "a.cls must hold the number.*'-1'"),
+        ([("a.png", PNG), ("a.cls", b"4")], "class 4 of .*1.tar: a.png"),
+        ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"0")], "1.tar must.*a.jpg, whose"),
+        (
+            [("a.png", PNG), ("a.cls", b"0"), ("a.cls", b"0")],
+            "1.tar must.*a.cls, whose",
+        ),
+        ([("c/a.png", PNG), ("./c/a.png", PNG)], "1.tar must.*c/a.png, whose key"),
+        ([("a.txt", b""), ("b.json", b"")], "1.tar must hold images.*.json, .txt in"),
+        ([], "1.tar must hold images of a kind.*nothing in it"),
+        ([("c/0.png", PNG), ("c/1.png", None)], "1.tar: c/1.png must be a file, not"),
+    ],
+)
+def test_bad_shards_are_refused(files, message, tmp_path):
+    shard(tmp_path / "0.tar", ("0.png", PNG), ("0.cls", b"0"))
+    shard(tmp_path / "1.tar", *files)
+    if ".cls" not in str(files):
+        (tmp_path / "0.tar").unlink()
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(ValueError, match=message):
+        data.from_directory(tmp_path, 4, stream=True)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 700, 1024, 1536, 1700, -1])
+def test_damaged_shards_are_refused(kept, tmp_path):
+    """Also where one is cut between its members, or within the text of a class."""
+    shard(tmp_path / "0.tar", ("0.png", PNG), ("0.cls", b"1"), end=False)
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[:kept] if kept >= 0 else whole + b"x" * 512)
+    with pytest.raises(ValueError, match="0.tar must be a whole tar, not compressed"):
+        data.from_directory(tmp_path, 4)
+
+
+def test_folders_of_shards_that_are_refused(tmp_path):
+    shard(tmp_path / "0.tar", ("0.png", PNG), ("0.cls", b"0"))
+    shard(tmp_path / "1.tar", ("0.png", PNG), ("0.cls", b"2"))
+    with pytest.raises(ValueError, match="0 to 2, and no image is of class 1.*1.tar: "):
+        data.from_directory(tmp_path, 4)
+    for text, line in (("a\n\nb", "'' in line 2"), ("a\nb\na\n", "'a' in line 3")):
+        (tmp_path / "classes.txt").write_text(text)
+        with pytest.raises(ValueError, match=f"classes.txt must hold the n.*{line}"):
+            data.from_directory(tmp_path, 4)
+    (tmp_path / "2.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="2.tar.gz is compressed.*1 compressed of 3"):
+        data.from_directory(tmp_path, 4)
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no folders but tar.*in \['logs'\]"):
+        data.from_directory(tmp_path, 4)
+
+
+def test_an_image_in_a_shard_that_cannot_be_decoded_is_named(tmp_path):
+    shard(tmp_path / "0.tar", ("a/0.png", PNG), ("b/0.png", PNG[:50]), ("b/1.png", PNG))
+    with pytest.raises(ValueError, match="1 of 3 files.*\n.*0.tar: b/0.png: "):
+        data.from_directory(tmp_path, 4)
+    assert len(data.from_directory(tmp_path, 4, "skip")[0]) == 2
+    with pytest.raises(ValueError, match="0.tar: b/0.png: .*\nReplace them: a run"):
+        data.from_directory(tmp_path, 4, stream=True)

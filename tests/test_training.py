@@ -11,7 +11,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, with_noise
+from conftest import ROOT, pack, with_noise
 from PIL import Image
 
 from keras_lkca import LKCANet, LKCAViT, ViT, data, deploy, training
@@ -538,14 +538,21 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
     (tmp_path / "split" / "val").symlink_to(tmp_path / "split" / "test")
     with_own = training.train(tmp_path / "split", output=tmp_path / "c", **arguments)
     assert with_own["images"] == {"train": 40, "validation": 40, "test": 40}
+    packed = tmp_path / "packed"
+    for split in ("train", "val", "test"):
+        pack(pets, packed / split, split == "val")
+    (packed / "val" / "classes.txt").rename(packed / "classes.txt")
+    again = training.train(packed, output=tmp_path / "d", **arguments)
+    assert again["best"] == with_own["best"]
     (tmp_path / "split" / "test" / "dog").unlink()
     with pytest.raises(ValueError, match=r"same classes.*\['dog'\]"):
         training.train(tmp_path / "split", output=tmp_path / "b", **arguments)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("pipeline", data.PIPELINES)
-def test_a_streamed_run_ends_as_one_in_memory(pipeline, pets, tmp_path):
-    """Also where it was broken off and goes on."""
+def test_a_streamed_run_ends_as_one_in_memory(pipeline, packed, pets, tmp_path):
+    """Also where it was broken off and goes on, and of images in tar files."""
     arguments = {
         "recipe": quick(epochs=2, batch_size=8),
         "image_size": 8,
@@ -554,6 +561,7 @@ def test_a_streamed_run_ends_as_one_in_memory(pipeline, pets, tmp_path):
     }
     training.train(pets, output=tmp_path / "whole", **arguments, stream=False)
     arguments["stream"] = True
+    place = pack(pets, tmp_path / "packed", True) if packed else pets
     files, last = data.ImageFiles.__getitem__, [0]
 
     def stops(self, rows):
@@ -565,14 +573,16 @@ def test_a_streamed_run_ends_as_one_in_memory(pipeline, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data.ImageFiles, "__getitem__", stops)
         with pytest.raises(Exception, match="the disk is gone"):
-            training.train(pets, output=tmp_path / "run", **arguments)
-    training.train(pets, output=tmp_path / "run", **arguments, resume=True)
+            training.train(place, output=tmp_path / "run", **arguments)
+    training.train(place, output=tmp_path / "run", **arguments, resume=True)
     whole, streamed = (
         keras.models.load_model(tmp_path / name / "last.keras").get_weights()
         for name in ("whole", "run")
     )
     for one, other in zip(whole, streamed, strict=True):
         np.testing.assert_array_equal(one, other)
+    if packed:
+        return
     broken = sorted((pets / "dog").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(ValueError, match=f"cannot be decoded.*\n.*{broken.name}"):

@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import pathlib
 
 import numpy as np
 
 from keras_lkca.checks import check_pair
+from keras_lkca.data.shards import MEMBER, content_of, place_of
 from keras_lkca.extras import require
 from keras_lkca.files import shown
 
@@ -23,7 +25,8 @@ class ImageFiles:
     the same batches as on the array.
 
     Args:
-        files: Sequence of paths.
+        files: Sequence of paths; or the `files` of another, which may be images within
+            tar files, as `keras_lkca.data.from_directory` finds them.
         image_size: The (height, width) in pixels to crop and resize to, or one integer
             for both, as `keras_lkca.data.from_directory` does.
 
@@ -57,8 +60,10 @@ class ImageFiles:
                 "take data.from_directory(folder, stream=True). "
                 f"Received: files={files!r}"
             )
-        paths = [str(pathlib.Path(file).expanduser()) for file in files]
-        self.files = np.array(paths, object)
+        if getattr(files, "dtype", None) != MEMBER:
+            paths = [str(pathlib.Path(file).expanduser()) for file in files]
+            files = np.array(paths, object)
+        self.files = files
         self.image_size = check_pair("image_size", image_size)
         # The last error: where TensorFlow asks for images, it makes another of it.
         self.problem = None
@@ -82,7 +87,7 @@ class ImageFiles:
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             return self[[rows]][0]
         try:
-            return decode(list(self.files[rows]), self.image_size, "stream")[0]
+            return decode(self.files[rows], self.image_size, "stream")[0]
         except ValueError as error:
             self.problem = error
             raise
@@ -125,7 +130,8 @@ def decode(files, image_size, on_error=None):
     """Decode files to one array.
 
     Args:
-        files: Sequence of paths, or of images that Pillow has opened.
+        files: Sequence of paths, of images that Pillow has opened, or of members of
+            tar files.
         image_size: The (height, width) to crop and resize to.
         on_error: `"raise"` or `"skip"`, see `from_directory`; to raise for a caller
             who cannot skip `None`, or `"stream"` for one who cannot do with fewer.
@@ -158,7 +164,8 @@ def decode(files, image_size, on_error=None):
         try:
             images[index] = _read(files[index], image_size)
         except Exception as error:  # every format has errors of its own
-            return f"{files[index]}: {error}"
+            file = files[index]
+            return f"{place_of(file) if _is_member(file) else file}: {error}"
 
     # Pillow decodes outside of Python's lock.
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
@@ -206,12 +213,16 @@ def _read(path, image_size):
 
 
 def opened(file):
-    """Return a context of an image, of a file or one that Pillow has opened."""
+    """Return a context of an image, of a path, of a tar's member or opened before."""
     from PIL import Image
 
     if isinstance(file, Image.Image):
         return contextlib.nullcontext(file)
-    return Image.open(file)
+    return Image.open(io.BytesIO(content_of(file)) if _is_member(file) else file)
+
+
+def _is_member(file):
+    return getattr(file, "dtype", None) == MEMBER
 
 
 def as_rgb(image):

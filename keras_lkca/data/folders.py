@@ -7,18 +7,21 @@ import numpy as np
 
 from keras_lkca.checks import check_pair
 from keras_lkca.data.decoding import MAX_BYTES, ImageFiles, decode
+from keras_lkca.data.shards import read_shards, shards_of
 from keras_lkca.data.table import Dataset
 from keras_lkca.extras import require
 from keras_lkca.files import shown
 
 # Which Pillow opens and which are no pictures of pixels.
 _NO_PICTURES = ("EPS", "MPEG")
+# Folders of a dataset's parts, which may have the names of its classes in common.
+_PARTS = ("train", "test", "val")
 
 
 def from_directory(
     directory, image_size, on_error: str = "raise", stream: bool | None = False
 ):
-    """Load your own images from a folder that holds one folder a class.
+    """Load your own images from a folder that holds one folder a class, or shards.
 
     Images are turned as their EXIF data says, converted to RGB, cropped about their
     centre to the aspect ratio of `image_size` and resized to it. Classes are the
@@ -26,9 +29,16 @@ def from_directory(
     are files that are no images by their suffix, and images beside the class folders:
     how many and of which kinds is printed.
 
+    A folder without class folders may hold tar files, not compressed, as WebDataset
+    writes them. Beside each `KEY.jpg` in one stands a `KEY.cls`, which holds the number
+    of its class as text; a file `classes.txt` beside the tar files, or beside folders
+    `train`, `test` and `val` of such, names the classes, one a line from 0 on. Or the
+    images stand in class folders there. Streamed, they are read from where they stand.
+
     Args:
         directory: The folder, with `directory/<class>/<image>.jpg`, or of any other
-            kind that Pillow reads: png, webp, tiff, bmp, gif, avif, jp2, ppm, ...
+            kind that Pillow reads: png, webp, tiff, bmp, gif, avif, jp2, ppm, ...; or
+            with `directory/<shard>.tar` of such images.
         image_size: The (height, width) in pixels to resize to, or one integer for
             both.
         on_error: What to do with files that cannot be decoded: `"raise"`, or
@@ -45,8 +55,9 @@ def from_directory(
 
     Raises:
         ValueError: If an argument is not as above, the images would take more than
-            16 GiB of memory and are not streamed, or files cannot be decoded and
-            `on_error` is `"raise"`.
+            16 GiB of memory and are not streamed, files cannot be decoded and
+            `on_error` is `"raise"`, or a shard is damaged, compressed or without
+            images, or one of its images without a class.
         FileNotFoundError: If there is no such folder, or a class without images.
         ImportError: If Pillow is missing.
 
@@ -70,34 +81,16 @@ def from_directory(
             f"`directory` is no folder. Received: directory={str(directory)!r}"
         )
     classes = sorted(path for path in directory.iterdir() if _is_folder(path))
-    is_image = _image_test()
-    below = [_files_below(path) for path in classes]
-    files = [list(filter(is_image, found)) for found in below]
-    others = _kinds(path for found in below for path in found if not is_image(path))
-    beside = _kinds(filter(is_image, directory.iterdir()))
-    empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
-    if empty or not classes:
-        raise FileNotFoundError(
-            "`directory` must hold one folder a class, each with images of a kind that "
-            f"Pillow reads; there are none in {empty or 'it'}. It holds other files: "
-            f"{others or 'none'}; and images beside the class folders: "
-            f"{beside or 'none'}. Received: directory={str(directory)!r}"
-        )
-    passed_over = [
-        f"{what} ({kinds})"
-        for what, kinds in (
-            ("files that are no images", others),
-            ("images beside the class folders", beside),
-        )
-        if kinds
-    ]
-    if passed_over:
-        print(
-            f"passed over in {shown(directory)}: {' and '.join(passed_over)}",
-            flush=True,
-        )
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
-    files = sum(files, [])
+    shards = [] if classes else shards_of(directory)
+    if shards:
+        places = [directory, *([directory.parent] if directory.name in _PARTS else [])]
+        named_in = [place / "classes.txt" for place in places]
+        names_file = next(filter(pathlib.Path.is_file, named_in), None)
+        found = read_shards(shards, image_suffixes(), names_file)
+        files, labels, names, others = found
+        _tell_passed_over(directory, others)
+    else:
+        files, labels, names = _class_folders(directory, classes)
     if stream not in (None, True, False):
         raise ValueError(
             f"`stream` must be True, False or None. Received: stream={stream!r}"
@@ -116,8 +109,8 @@ def from_directory(
         images, kept = ImageFiles(files, image_size), slice(None)
     else:
         images, kept = decode(files, image_size, on_error)
+    lost = [names[label] for label in np.setdiff1d(labels, labels[kept])]
     labels = labels[kept]
-    lost = sorted({path.name for path in classes} - {classes[i].name for i in labels})
     if lost:
         raise FileNotFoundError(
             f"`directory` holds no image that can be decoded in {lost}. "
@@ -125,13 +118,50 @@ def from_directory(
         )
     mean, std = statistics(images)
     facts = Dataset(
-        num_classes=len(classes),
+        num_classes=len(names),
         input_shape=images.shape[1:],
         mean=mean,
         std=std,
-        class_names=tuple(path.name for path in classes),
+        class_names=tuple(names),
     )
     return images, labels, facts
+
+
+def _class_folders(directory, classes):
+    """Return the images of class folders, their labels and the classes' names."""
+    is_image = _image_test()
+    below = [_files_below(path) for path in classes]
+    files = [list(filter(is_image, found)) for found in below]
+    others = _suffixes(path for found in below for path in found if not is_image(path))
+    beside = _suffixes(filter(is_image, directory.iterdir()))
+    empty = [path.name for path, found in zip(classes, files, strict=True) if not found]
+    if empty or not classes:
+        raise FileNotFoundError(
+            "`directory` must hold one folder a class, each with images of a kind that "
+            "Pillow reads, or no folders but tar files of them; there are none in "
+            f"{empty or 'it'}. It holds other files: {_kinds(others)}; and images "
+            f"beside the class folders: {_kinds(beside)}. "
+            f"Received: directory={str(directory)!r}"
+        )
+    _tell_passed_over(directory, others, beside)
+    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    return sum(files, []), labels, [path.name for path in classes]
+
+
+def _tell_passed_over(directory, others, beside=None):
+    passed_over = [
+        f"{what} ({_kinds(counts)})"
+        for what, counts in (
+            ("files that are no images", others),
+            ("images beside the class folders", beside),
+        )
+        if counts
+    ]
+    if passed_over:
+        print(
+            f"passed over in {shown(directory)}: {' and '.join(passed_over)}",
+            flush=True,
+        )
 
 
 def statistics(images):
@@ -201,10 +231,15 @@ def _files_below(folder):
     )
 
 
-def _kinds(paths):
-    """Count files by their suffixes, in words."""
-    counts = collections.Counter(path.suffix.lower() or "no suffix" for path in paths)
-    return ", ".join(f"{n:,} {shown(kind)}" for kind, n in counts.most_common())
+def _suffixes(paths):
+    """Count files by their suffixes."""
+    return collections.Counter(path.suffix.lower() or "no suffix" for path in paths)
+
+
+def _kinds(counts):
+    """Return counts of suffixes in words."""
+    kinds = ", ".join(f"{n:,} {shown(kind)}" for kind, n in counts.most_common())
+    return kinds or "none"
 
 
 def images_below(folder):

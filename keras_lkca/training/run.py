@@ -102,8 +102,9 @@ def train(
 
     Args:
         dataset: A name of `keras_lkca.data.DATASETS`, or a folder of class folders of
-            images. A folder that holds folders `train` and `test` has its split, and
-            `val` beside them validates; of another a fifth is held out for the test,
+            images, or of tar files, see `keras_lkca.data.from_directory`. A folder that
+            holds folders `train` and `test` has its split, and `val` beside them
+            validates; of another a fifth is held out for the test,
             the same whatever the seed. For `task="segmentation"` the name of a dataset
             with masks, a folder of folders `images` and `masks`, or one that holds such
             in folders `train`, `test` and if you like `val`, see
@@ -581,7 +582,8 @@ def _folder(arguments):
             differ = sorted(set(facts.class_names) ^ set(found.class_names))
             raise ValueError(
                 f"{folder}/train and {folder}/{split} must hold the same classes. One "
-                f"of them lacks {differ[:3]}."
+                f"of them lacks {differ[:3]}. For tar files without images of a class, "
+                f"name all of them in {folder}/classes.txt."
             )
     facts = _at_least_two_classes(folder, facts)
     return (images, labels), others["test"], others["val"], facts
