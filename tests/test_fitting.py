@@ -41,6 +41,29 @@ class Subclassed(keras.Model):
         return self.dense(keras.ops.reshape(images, (-1, 64)))
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_file_among_those_held_out_that_cannot_be_decoded_is_named(
+    split, rng, tmp_path, monkeypatch
+):
+    """When it is met, where they take too much to be held in memory."""
+    Image = pytest.importorskip("PIL.Image")
+    pixels = rng.integers(0, 256, (9, 8, 8, 3)).astype("uint8")
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    (tmp_path / "6.png").write_bytes(b"no image")
+    files = data.ImageFiles(sorted(tmp_path.glob("*.png")), 8)
+    labels = np.arange(9) % 2
+    options = {split: (files, labels), "recipe": quick(epochs=1, batch_size=4)}
+    named = r"1 of \d files cannot be decoded:\n.*6.png"
+    for limit, kept in ((2**30, False), (0, split == "test")):
+        monkeypatch.setattr(fitting, "HELD_BYTES", limit)
+        output = tmp_path / str(limit)
+        with pytest.raises(ValueError, match=named):
+            model = LKCANet((8, 8, 3), 2, patch_size=4, embed_dim=8, depth=1)
+            fit(model, (pixels, labels), output=output, **options)
+        assert (output / "last.keras").exists() == kept
+
+
 def test_a_pyramid_of_ones_own_is_killed_and_goes_on(run_python, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     run_python(ROOT / "tests" / "pyramid.py", killed, expect=-signal.SIGKILL)

@@ -18,7 +18,7 @@ from keras_lkca import LKCANet, LKCAViT, ViT, data, deploy, training
 from keras_lkca.__main__ import main
 from keras_lkca.files import atomic
 from keras_lkca.models import adapt
-from keras_lkca.training import Recipe, callbacks, evaluation
+from keras_lkca.training import Recipe, callbacks, evaluation, fitting
 
 FILES = [
     *("best.keras", "config.json", "confusion.png", "curves.png"),
@@ -551,17 +551,21 @@ def test_a_folder_with_its_own_test_images(pets, tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("pipeline", data.PIPELINES)
-def test_a_streamed_run_ends_as_one_in_memory(pipeline, packed, pets, tmp_path):
-    """Also where it was broken off and goes on, and of images in tar files."""
+def test_a_streamed_run_ends_as_one_in_memory(
+    pipeline, packed, pets, tmp_path, monkeypatch
+):
+    """Also where it was broken off and goes on; of images in tar files all."""
     arguments = {
         "recipe": quick(epochs=2, batch_size=8),
         "image_size": 8,
         "model_options": {"depth": 1, "embed_dim": 16, "patch_size": 4},
         "pipeline": pipeline,
     }
-    training.train(pets, output=tmp_path / "whole", **arguments, stream=False)
+    metrics = training.train(pets, output=tmp_path / "whole", **arguments, stream=False)
     arguments["stream"] = True
     place = pack(pets, tmp_path / "packed", True) if packed else pets
+    if packed:
+        monkeypatch.setattr(fitting, "HELD_BYTES", 0)
     files, last = data.ImageFiles.__getitem__, [0]
 
     def stops(self, rows):
@@ -574,7 +578,15 @@ def test_a_streamed_run_ends_as_one_in_memory(pipeline, packed, pets, tmp_path):
         patch.setattr(data.ImageFiles, "__getitem__", stops)
         with pytest.raises(Exception, match="the disk is gone"):
             training.train(place, output=tmp_path / "run", **arguments)
-    training.train(place, output=tmp_path / "run", **arguments, resume=True)
+    again = training.train(place, output=tmp_path / "run", **arguments, resume=True)
+    for name in ("best", "last"):
+        assert again[name] == metrics[name]
+    histories = [
+        callbacks.read_history(tmp_path / name / "history.csv")
+        for name in ("whole", "run")
+    ]
+    for one, other in zip(*histories, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
     whole, streamed = (
         keras.models.load_model(tmp_path / name / "last.keras").get_weights()
         for name in ("whole", "run")

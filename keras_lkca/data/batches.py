@@ -610,6 +610,42 @@ def _tf_dataset(images, labels, batch_size, augmentation, steps, columns, one_ho
     )
 
 
+class _InOrder(keras.utils.PyDataset):
+    """Batches of images in files, in their order, as Keras evaluates and predicts."""
+
+    def __init__(self, images, batch_size, labels):
+        super().__init__()
+        self.images, self.batch_size, self.labels = images, batch_size, labels
+
+    def __len__(self):
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        images = self.images[rows]
+        return (images,) if self.labels is None else (images, self.labels[rows])
+
+
+def batchwise(images, batch_size, labels=None):
+    """Return images in files as batches for Keras to evaluate or predict, others as is.
+
+    Args:
+        images: Array of images, or `keras_lkca.data.ImageFiles`.
+        batch_size: Images per step.
+        labels: Array of what goes with them; `None` for nothing.
+
+    Example:
+
+    >>> from keras_lkca import data
+    >>> from keras_lkca.data.batches import batchwise
+    >>> len(batchwise(data.ImageFiles(["a.jpg", "b.jpg", "c.jpg"], 8), 2))
+    2
+    """
+    if isinstance(images, ImageFiles):
+        return _InOrder(images, batch_size, labels)
+    return images if labels is None else (images, labels)
+
+
 def drawn_by(labels):
     """Return what `split` draws by: classes, or one kind where an image has none.
 

@@ -385,7 +385,10 @@ def probabilities(model, images, batch_size=128, mirror=False, task=None):
 
 
 def outputs_of(model, images, batch_size):
-    """Return what a model makes of images, float64 `(n, columns)`."""
+    """Return what a model makes of images, float64 `(n, columns)`.
+
+    They may be a `keras.utils.PyDataset`, in batches of its own.
+    """
     outputs = model.predict(images, batch_size=batch_size, verbose=0)
     return np.asarray(outputs, "float64")
 

@@ -1,5 +1,6 @@
 """Fit a classifier, and keep everything that came of it."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from keras_lkca.checks import check_flag, check_positive_int
 from keras_lkca.data.batches import (
     as_arrays,
     as_one_hot,
+    batchwise,
     check_batch_size,
     check_class_weight,
     check_known,
@@ -29,7 +31,7 @@ from keras_lkca.data.batches import (
     of_pixels,
     weights_of_all,
 )
-from keras_lkca.data.decoding import MAX_BYTES, ImageFiles, as_stored, part_of
+from keras_lkca.data.decoding import ImageFiles, as_stored, part_of
 from keras_lkca.data.masks import as_masks
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
@@ -68,6 +70,8 @@ from keras_lkca.training.state import (
     write_json,
 )
 
+# Images that validate and test are looked at after every epoch: in memory up to here.
+HELD_BYTES = 2**30
 DEFAULTS = {
     "recipe": None,
     "seed": 0,
@@ -140,9 +144,10 @@ def fit(
             repeat it: each epoch begins it anew. Leave augmentation to the recipe.
             Images in files that need not fit in memory are `keras_lkca.data.ImageFiles`
             in place of the array.
-        validation: Likewise, read into memory; or a float in (0, 1), the share of the
-            training arrays to hold out, drawn class by class where an image has one.
-            `None` for none: the best epoch is then the last.
+        validation: Likewise, a dataset read into memory, and `ImageFiles` too up to 1
+            GiB, beyond it decoded after every epoch; or a float in (0, 1), the share of
+            the training arrays to hold out, drawn class by class where an image has
+            one. `None` for none: the best epoch is then the last.
         test: Likewise, or `None`. Labels that are shares of classes count as the class
             of the largest. The same object as `validation` chooses the best epoch by
             the test images, as many papers report, which flatters.
@@ -386,10 +391,13 @@ def fit(
         if teacher is not None:
             softened = recipe.distill_temperature
             following = distillation.taught(following, teacher, task, softened)
-        try:
+        looked_at = None
+        if validation is not None:
+            looked_at = batchwise(validation[0], recipe.batch_size, validation[1])
+        with _told(train, validation):
             model.fit(
                 following,
-                validation_data=validation,
+                validation_data=looked_at,
                 validation_batch_size=recipe.batch_size,
                 steps_per_epoch=steps,
                 initial_epoch=len(rows),
@@ -408,11 +416,6 @@ def fit(
                     *extra_callbacks,
                 ],
             )
-        except Exception as error:
-            problem = getattr(train[0], "problem", None) if _is_pair(train) else None
-            if problem is None:
-                raise
-            raise problem from error  # which TensorFlow made another of
         return len(rows) == epoch
 
     stopped = callbacks.out_of_patience(rows, recipe.patience, uncounted)
@@ -447,7 +450,21 @@ def fit(
         print(f"stopped early: no better epoch since {callbacks.best_epoch(rows)}")
     config = {**config, "stopped_early": early}
     splits = validation, test, on_test
-    return _finish(model, config, folder, rows, splits, names, task, frozen)
+    with _told(validation, test):
+        return _finish(model, config, folder, rows, splits, names, task, frozen)
+
+
+@contextlib.contextmanager
+def _told(*splits):
+    """Raise of images in files the error that TensorFlow makes another of."""
+    try:
+        yield
+    except Exception as error:
+        for images in (pair[0] for pair in splits if _is_pair(pair)):
+            problem = getattr(images, "problem", None)
+            if problem not in (None, error):
+                raise problem from error
+        raise
 
 
 def recipe_of(arguments, dense):
@@ -520,15 +537,8 @@ def _arrays(source, name, shape, classes, dense):
         source = [np.concatenate(part) for part in zip(*batches, strict=True)]
     images, labels = as_stored(source[0]), np.asarray(source[1])
     if name != "train" and isinstance(images, ImageFiles):
-        if images.size > MAX_BYTES:
-            limit, size = (f"{x / 2**30:.0f} GiB" for x in (MAX_BYTES, images.size))
-            raise ValueError(
-                f"The images of `{name}` are held in memory, at most {limit}, and "
-                f"would take {size}: "
-                "give fewer, of a folder by folders val and test beside its train. "
-                f"Received: {len(images):,} images of {images.image_size}"
-            )
-        images = images[:]  # looked at after every epoch
+        if dense or images.size <= HELD_BYTES:
+            images = images[:]
     check_numbers(images)
     if not len(images) or any(
         wanted not in (None, size)
@@ -775,7 +785,8 @@ def _finish(model, config, folder, rows, splits, names, task, frozen):
             elif test is not None:
                 tested = task or evaluation.task_with(model, test[1])
                 logits = not gives_probabilities(model)
-                outputs = outputs_of(model, test[0], batch_size)
+                images = batchwise(test[0], batch_size)
+                outputs = outputs_of(model, images, batch_size)
                 known = outputs, test[1]
                 figures, confusion = evaluation.compare(*known, tested, logits)
             calibrated = task not in (None, "segmentation")

@@ -135,8 +135,8 @@ def train(
         on_error: `"raise"` or `"skip"`, for a folder's files that cannot be decoded.
         stream: Whether the training images of a folder of classes are decoded batch by
             batch, not held in memory; `None` where all would take more than 16 GiB.
-            Those that validate and test are held in memory. Their mean and standard
-            deviation are those of 2,000 images.
+            So are those that validate and test, after every epoch, where they take more
+            than 1 GiB. Mean and standard deviation are those of 2,000 images.
         pipeline: Where the augmentation runs, see `keras_lkca.data.training_batches`.
             Defaults to `"tf.data"` on a CPU where TensorFlow is installed, else to
             `"arrays"`.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_lkca.checks import check_number
+from keras_lkca.data.batches import batchwise
 from keras_lkca.models import classifiers
 from keras_lkca.models.image_model import copy_of
 from keras_lkca.training import evaluation
@@ -157,7 +158,8 @@ def report(model, validation, tested, batch_size, task):
         Dictionary of `temperature`, `None` where there is none between 0.1 and 10;
         and, with it, the loss and the calibration error of the test images.
     """
-    outputs = classifiers.outputs_of(model, validation[0], batch_size)
+    images = batchwise(validation[0], batch_size)
+    outputs = classifiers.outputs_of(model, images, batch_size)
     logits = logits_of(model, outputs, task)
     try:
         evaluation.true_shares(validation[1], *logits.shape, task)
