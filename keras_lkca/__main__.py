@@ -366,6 +366,12 @@ written into --output:
         help="compile the training step (default: Keras's choice)",
     )
     add("--tensorboard", action="store_true", help="log into OUTPUT/tensorboard")
+    add(
+        "--distribute",
+        metavar="data",
+        help="share each batch among all devices; under torch among the processes that "
+        "torchrun starts: torchrun --nproc-per-node N -m keras_lkca train ...",
+    )
 
 
 def _size(text):

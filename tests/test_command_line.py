@@ -177,7 +177,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         "--dtype mixed_bfloat16 --no-jit-compile --tensorboard --steps-per-epoch 5 "
         "--data-dir d --image-size 32 --on-error skip --class-weight cat=2 0=5 "
         "--start-from a.keras --freeze 3 --teacher t.keras --task segmentation "
-        "--ignore 3 4 --stream".split()
+        "--ignore 3 4 --stream --distribute data".split()
     )
     assert received.keys() == known
     assert received.pop("recipe") == Recipe.quick(
@@ -192,7 +192,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
         **{"teacher": "t.keras", "task": "segmentation", "ignore": [3, 4]},
         "model_options": {"num_heads": 2, "qkv_bias": True},
         **{"class_weight": {"cat": 2, "0": 5}, "start_from": "a.keras"},
-        **{"freeze": 3, "stream": True},
+        **{"freeze": 3, "stream": True, "distribute": "data"},
     }
     main(["train", "pets", "--class-weight", "balanced"])
     assert received["class_weight"] == "balanced"

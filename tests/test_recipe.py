@@ -27,6 +27,7 @@ def test_a_former_recipe_is_what_it_was():
     later |= {"layer_decay": 1.0, "patience": None}
     later |= {"distill_weight": 0.9, "distill_temperature": 4.0}
     later |= {"dice_weight": 0.0, "zoom": 0.0, "rotation": 0.0}
+    later |= {"gradient_accumulation_steps": 1}
     assert recipe.to_dict() == {**values, **later}
 
 
@@ -119,6 +120,28 @@ def test_weight_decay_spares_vectors_and_embeddings(model_class, everything):
         assert kinds == expected | ({"token"} if model_class is ViT else set())
         decayed = {v.path.split("/")[-1] for v in model.trainable_variables} - kinds
         assert decayed == {"kernel"}
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_gradients_are_accumulated(layer_decay):
+    """Several steps' gradients change the weights as their mean would in one."""
+    weights = []
+    for steps in (1, 2):
+        model = LKCAViT((8, 8, 3), patch_size=2, embed_dim=8, depth=1)
+        variables = model.trainable_variables
+        for variable in variables:
+            variable.assign(keras.ops.ones(variable.shape))
+        recipe = Recipe.quick(
+            gradient_accumulation_steps=steps, warmup=0.0, layer_decay=layer_decay
+        )
+        optimizer = recipe.optimizer(10**6, model.weights)
+        for scale in (1.0, 3.0) if steps == 2 else (2.0,):
+            gradients = [scale * keras.ops.ones(v.shape) for v in variables]
+            optimizer.apply(gradients, variables)
+        weights.append(model.get_weights())
+    assert not np.allclose(weights[0][0], 1, rtol=1e-4)
+    for one, accumulated in zip(*weights, strict=True):
+        np.testing.assert_allclose(accumulated, one, rtol=1e-5)
 
 
 STAGES = {"stem_filters": (4,), "patch_size": 2, "embed_dim": (8, 8), "depth": (1, 1)}
@@ -244,6 +267,10 @@ def test_the_augmentation_is_the_recipes():
         ({"flip": 1}, "`flip` must be True or False"),
         ({"augment": "auto"}, "has no field 'augment'"),
         ({"decay_everything": 1}, "`decay_everything` must be True or False"),
+        (
+            {"gradient_accumulation_steps": 0},
+            "`gradient_accumulation_steps` must be an integer, 1 or above",
+        ),
         ({"cutmix_alpha": 2}, "`cutmix_alpha` must be at most 1"),
         (
             {"mix_probability": 0.5, "mixup_alpha": 0, "cutmix_alpha": 0},

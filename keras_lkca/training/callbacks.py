@@ -140,6 +140,7 @@ class Keep(keras.callbacks.Callback):
         folder: Where to write, a folder that exists.
         rows: The history so far, a dictionary per epoch. `best_epoch` says which one
             is the best.
+        writes: `False` to keep the history in `rows` alone, as another process writes.
 
     Example:
 
@@ -155,9 +156,10 @@ class Keep(keras.callbacks.Callback):
     ['best.keras', 'history.csv', 'last.keras']
     """
 
-    def __init__(self, folder, rows):
+    def __init__(self, folder, rows, writes: bool = True):
         super().__init__()
         self.folder, self.rows = pathlib.Path(folder), rows
+        self.writes = writes
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the watch."""
@@ -170,6 +172,8 @@ class Keep(keras.callbacks.Callback):
         row["learning_rate"] = highest_rate(self.model.optimizer)
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.rows.append(row)
+        if not self.writes:
+            return
         write_history(self.folder / "history.csv", self.rows)
         keep(self.model, self.folder / "last.keras", epoch + 1)
         keep_best(self.folder, self.rows)
@@ -224,11 +228,12 @@ class SeedSteps(keras.callbacks.Callback):
     Args:
         steps: Steps per epoch.
         seed: The run's seed.
+        process: Number of this process among those that share each batch.
     """
 
-    def __init__(self, steps: int, seed: int):
+    def __init__(self, steps: int, seed: int, process: int = 0):
         super().__init__()
-        self.steps, self.seed = steps, seed
+        self.steps, self.seed, self.process = steps, seed, process
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remember where the training is."""
@@ -236,7 +241,8 @@ class SeedSteps(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Seed what this step draws."""
-        keras.utils.set_random_seed(int(batch_seed(self.seed, self._first + batch)[1]))
+        seed = int(batch_seed(self.seed, self._first + batch)[1])
+        keras.utils.set_random_seed(seed + self.process)
 
 
 def unscaled(optimizer):

@@ -33,6 +33,7 @@ from keras_lkca.data.batches import (
 )
 from keras_lkca.data.decoding import ImageFiles, as_stored, part_of
 from keras_lkca.data.masks import as_masks
+from keras_lkca.devices import check_divides, several
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
@@ -104,6 +105,7 @@ def fit(
     extra_callbacks=(),
     freeze=LEFT_OUT,
     teacher=None,
+    distribute: str | None = None,
 ) -> dict:
     """Train a Keras classifier or segmenter and keep everything that came of it.
 
@@ -192,6 +194,13 @@ def fit(
             `distill_weight` and `distill_temperature` of the recipe say. It stays as it
             is. `None` for none; to resume, give the same again. It needs a model that
             you did not compile, and what is kept is loaded as with `freeze`.
+        distribute: `"data"` to share each batch equally among all devices: those of
+            this process under JAX and TensorFlow, where it needs a model that you did
+            not compile, and the processes that torchrun started under torch. The batch
+            and the learning rate stay as they are, one process writes, and the losses
+            are those of one device within rounding (docs/learn/several-devices.md says
+            where they are not). `None` for one device. A run may be resumed on another
+            number of devices.
 
     Returns:
         What `metrics.json` holds.
@@ -231,6 +240,7 @@ def fit(
         "recipe": LEFT_OUT if recipe is None else recipe,
     }
     resume = check_flag("resume", resume)
+    engine = several(distribute)
     shape, classes = check_shapes(model, pixels=True)
     dense = is_segmenter(model)
     if not model.trainable_weights:
@@ -264,6 +274,7 @@ def fit(
         ("freeze", frozen),
         ("teacher", teacher is not None),
         ("class_weight", dense and arguments["class_weight"] is not None),
+        ("distribute", distribute is not None),
     ):
         if needed and not _compiled_here(model):
             raise ValueError(
@@ -309,12 +320,14 @@ def fit(
     for split, (images, _) in pairs.items():
         scaled = scaled or warn_if_scaled(model, images, f"{split}[0]")
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
+    if _is_pair(train):
+        check_divides(engine.count, recipe.batch_size)
     keras.utils.set_random_seed(arguments["seed"])
 
-    def compiled(first_epoch, recipe=recipe):
+    def compiled(network, first_epoch, recipe=recipe):
         jit = arguments["jit_compile"]
         return _compile(
-            model,
+            network,
             recipe,
             total_steps=recipe.epochs * steps,
             jit_compile="auto" if jit is None else jit,
@@ -324,16 +337,13 @@ def fit(
             class_weight=weights,
         )
 
-    averaging = compiled(frozen)
     if teacher is not None:
         known = class_names(model) or (facts and as_names(facts.class_names))
         distillation.check_teacher(teacher, model, known, task)
-    batches, labels_of = _batches(
-        train, model, recipe, facts, arguments, pipeline, steps, scaled
-    )
     if test is not None and not dense:
         _check_test(model, test[1], task)
     name = name or given_name(model)
+    slug = re.sub(r"[^\w.]+", "-", f"{name} {keras.config.backend()}")
     current = {
         "parameters": model.count_params(),
         "steps_per_epoch": steps,
@@ -345,113 +355,137 @@ def fit(
         "dtype": model.dtype_policy.name,
         "teacher": None if teacher is None else distillation.described(teacher),
     }
-    slug = re.sub(r"[^\w.]+", "-", f"{name} {keras.config.backend()}")
-    folder = pathlib.Path(output).expanduser() if resume else new_folder(output, slug)
-    rows = []
-    if config:
-        rows = restore(model, folder, config, current, frozen)
-    else:
-        config = {
-            "arguments": arguments,
-            "command": shlex.join(sys.argv),
-            "pipeline": pipeline,
-            "name": name,
-            "seeds": callbacks.seeds(model),
-            **current,
-            **conditions(),
-        }
-        write_json(folder / "config.json", config)
-    if (folder / "metrics.json").exists():
-        print(f"the run in {shown(folder)} is complete")
-        return json.loads((folder / "metrics.json").read_text())
-    images = f"{len(train[0]):,} images, " if _is_pair(train) else ""
-    resumed = f", resumed after epoch {len(rows)}" if rows else ""
-    print(
-        f"{shown(name)}: {current['parameters']:,} parameters, {images}{steps} steps "
-        f"per epoch{resumed}"
-    )
-    # Of a run that trains all of the model in the end.
-    uncounted = frozen if frozen < recipe.epochs else 0
-    if len(rows) < frozen:
-        print(f"the classifier is trained alone up to epoch {frozen}")
-    seeding, board = [], []
-    if draws_from_one_generator():
-        seeding.append(callbacks.SeedSteps(steps, arguments["seed"]))
-    if arguments["tensorboard"]:
-        board.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
-    if validation is not None:
-        validation = validation[0], labels_of(validation[1])
-    progress = callbacks.Progress(
-        recipe.batch_size if _is_pair(train) else None, steps, epochs=recipe.epochs
-    )
-
-    def fit_to(epoch, averaging):
-        """Train to the end of an epoch, and return whether it came so far."""
-        following = batches(len(rows))
-        if teacher is not None:
-            softened = recipe.distill_temperature
-            following = distillation.taught(following, teacher, task, softened)
-        looked_at = None
+    seeds, rows = callbacks.seeds(model), []
+    with engine.scope():
+        network = engine.copy(model)
+        averaging = compiled(network, frozen)
+        batches, labels_of = _batches(
+            train, network, recipe, facts, arguments, pipeline, steps, scaled
+        )
+        if config:
+            folder = pathlib.Path(output).expanduser()
+            for turn in (True, False):  # the first mends the folder
+                if engine.writes == turn:
+                    rows = restore(network, folder, config, current, frozen)
+                engine.from_first()
+        else:
+            folder = new_folder(output, slug) if engine.writes else None
+            folder = engine.from_first(folder)
+            config = {
+                "arguments": arguments,
+                "command": shlex.join(sys.argv),
+                "pipeline": pipeline,
+                "name": name,
+                "seeds": seeds,
+                **current,
+                **conditions(),
+            }
+            if engine.writes:
+                write_json(folder / "config.json", config)
+        if (folder / "metrics.json").exists():
+            print(f"the run in {shown(folder)} is complete")
+            return json.loads((folder / "metrics.json").read_text())
+        images = f"{len(train[0]):,} images, " if _is_pair(train) else ""
+        resumed = f", resumed after epoch {len(rows)}" if rows else ""
+        print(
+            f"{shown(name)}: {current['parameters']:,} parameters, {images}"
+            f"{steps} steps per epoch{resumed}"
+        )
+        # Of a run that trains all of the model in the end.
+        uncounted = frozen if frozen < recipe.epochs else 0
+        if len(rows) < frozen:
+            print(f"the classifier is trained alone up to epoch {frozen}")
+        seeding, board = [], []
+        if draws_from_one_generator():
+            seed = arguments["seed"], engine.process
+            seeding.append(callbacks.SeedSteps(steps, *seed))
+        if arguments["tensorboard"] and engine.writes:
+            board.append(keras.callbacks.TensorBoard(folder / "tensorboard"))
         if validation is not None:
-            looked_at = batchwise(validation[0], recipe.batch_size, validation[1])
-        with _told(train, validation):
-            model.fit(
-                following,
-                validation_data=looked_at,
-                validation_batch_size=recipe.batch_size,
-                steps_per_epoch=steps,
-                initial_epoch=len(rows),
-                epochs=epoch,
-                verbose=0,
-                shuffle=False,  # the batches are
-                callbacks=[
-                    callbacks.SetSeeds(steps, config.get("seeds")),
-                    *seeding,
-                    *averaging,
-                    callbacks.StopWhenDiverged(),
-                    callbacks.Keep(folder, rows),
-                    callbacks.StopEarly(rows, recipe.patience, uncounted),
-                    progress,
-                    *board,
-                    *extra_callbacks,
-                ],
-            )
-        return len(rows) == epoch
+            validation = validation[0], labels_of(validation[1])
+        progress = callbacks.Progress(
+            recipe.batch_size if _is_pair(train) else None, steps, epochs=recipe.epochs
+        )
 
-    stopped = callbacks.out_of_patience(rows, recipe.patience, uncounted)
-    if len(rows) < recipe.epochs and not stopped:
-        try:
-            if len(rows) < frozen:
-                with head_alone(model):
-                    alone = compiled(0, dataclasses.replace(recipe, layer_decay=1.0))
-                    if rows:
-                        load_state(model, folder / "last.keras")
-                    stopped = not fit_to(frozen, alone)
-                averaging = compiled(frozen)
-            if not stopped and len(rows) < recipe.epochs:
-                fit_to(recipe.epochs, averaging)
-        except FloatingPointError as error:
-            kept = (
-                f"{folder} keeps the weights of epoch {len(rows)}, last.keras, and of "
-                f"epoch {callbacks.best_epoch(rows)}, best.keras"
-                if rows
-                else f"no epoch was finished, {folder} keeps no weights"
-            )
-            raise FloatingPointError(
-                f"{error} {kept}. Try a lower learning_rate, a longer warmup, or "
-                "dtype='float32' in place of half precision."
-            ) from error
+        def fit_to(epoch, averaging):
+            """Train to the end of an epoch, and return whether it came so far."""
+
+            def begin():
+                following = batches(len(rows))
+                if teacher is None:
+                    return following
+                softened = recipe.distill_temperature
+                return distillation.taught(following, teacher, task, softened)
+
+            looked_at = None
+            if validation is not None:
+                looked_at = batchwise(validation[0], recipe.batch_size, validation[1])
+            with _told(train, validation):
+                network.fit(
+                    engine.share(begin),
+                    validation_data=looked_at,
+                    validation_batch_size=recipe.batch_size,
+                    steps_per_epoch=steps,
+                    initial_epoch=len(rows),
+                    epochs=epoch,
+                    verbose=0,
+                    shuffle=False,  # the batches are
+                    callbacks=[
+                        *engine.callbacks(),
+                        callbacks.SetSeeds(steps, config.get("seeds")),
+                        *seeding,
+                        *averaging,
+                        callbacks.StopWhenDiverged(),
+                        callbacks.Keep(folder, rows, engine.writes),
+                        callbacks.StopEarly(rows, recipe.patience, uncounted),
+                        progress,
+                        *board,
+                        *extra_callbacks,
+                    ],
+                )
+            return len(rows) == epoch
+
+        stopped = callbacks.out_of_patience(rows, recipe.patience, uncounted)
+        if len(rows) < recipe.epochs and not stopped:
+            try:
+                if len(rows) < frozen:
+                    with head_alone(network):
+                        alone = compiled(
+                            network, 0, dataclasses.replace(recipe, layer_decay=1.0)
+                        )
+                        if rows:
+                            load_state(network, folder / "last.keras")
+                        stopped = not fit_to(frozen, alone)
+                    averaging = compiled(network, frozen)
+                if not stopped and len(rows) < recipe.epochs:
+                    fit_to(recipe.epochs, averaging)
+            except FloatingPointError as error:
+                kept = (
+                    f"{folder} keeps the weights of epoch {len(rows)}, last.keras, "
+                    f"and of epoch {callbacks.best_epoch(rows)}, best.keras"
+                    if rows
+                    else f"no epoch was finished, {folder} keeps no weights"
+                )
+                raise FloatingPointError(
+                    f"{error} {kept}. Try a lower learning_rate, a longer warmup, or "
+                    "dtype='float32' in place of half precision."
+                ) from error
     if not rows:
         raise ValueError(f"No epoch was finished; {folder} keeps no weights.")
     early = len(rows) < recipe.epochs and callbacks.out_of_patience(
         rows, recipe.patience, uncounted
     )
-    if early:
+    if early and engine.writes:
         print(f"stopped early: no better epoch since {callbacks.best_epoch(rows)}")
     config = {**config, "stopped_early": early}
+    if not engine.writes:
+        return engine.from_first()
+    if network is not model:
+        compiled(model, frozen)
     splits = validation, test, on_test
-    with _told(validation, test):
-        return _finish(model, config, folder, rows, splits, names, task, frozen)
+    with engine.apart(), _told(validation, test):
+        metrics = _finish(model, config, folder, rows, splits, names, task, frozen)
+    return engine.from_first(metrics)
 
 
 @contextlib.contextmanager

@@ -129,6 +129,10 @@ class Recipe:
             there: the higher, the more the teacher's unlikely classes count.
         dice_weight: Number by which the Dice loss is multiplied that a segmenter's
             cross-entropy gets beside it; 0 for none.
+        gradient_accumulation_steps: Positive integer, how many steps' gradients are
+            averaged before the weights change: batches of `batch_size` times as many
+            images in the memory of one, but for BatchNormalization, which sees each
+            step's. The schedule and the steps of an epoch are counted as before.
         augment: `keras_lkca.data.Augmentation`, what is done to the training images.
             A dataset whose mirrored images are of other classes is never mirrored.
             Its fields count as the recipe's in JSON, in `from_dict` and in the
@@ -168,6 +172,7 @@ class Recipe:
     distill_weight: float = 0.9
     distill_temperature: float = 4.0
     dice_weight: float = 0.0
+    gradient_accumulation_steps: int = 1
     augment: Augmentation = dataclasses.field(
         default_factory=lambda: Augmentation(**_AUGMENTATION)
     )
@@ -175,7 +180,10 @@ class Recipe:
     def __post_init__(self):
         """Check every field, and keep Python's own numbers, which JSON can hold."""
         checked = {}
-        for name in ("epochs", "passes_per_epoch", "batch_size"):
+        for name in (
+            *("epochs", "passes_per_epoch", "batch_size"),
+            "gradient_accumulation_steps",
+        ):
             checked[name] = check_number(name, getattr(self, name), 1, integral=True)
         for name in (
             *("learning_rate", "final_learning_rate"),
@@ -405,7 +413,9 @@ class Recipe:
 
     def _adamw(self, total_steps, variables, first_step, name):
         schedule = self.schedule(total_steps)
+        accumulated = self.gradient_accumulation_steps
         options = {
+            "gradient_accumulation_steps": accumulated if accumulated > 1 else None,
             "learning_rate": Later(schedule, first_step) if first_step else schedule,
             "epsilon": self.epsilon,
             "name": name,

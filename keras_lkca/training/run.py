@@ -16,6 +16,7 @@ from keras_lkca.data.masks import (
     is_mask_directory,
     read_mask_directory,
 )
+from keras_lkca.devices import several
 from keras_lkca.internals import sublayers
 from keras_lkca.models import LKCASegmenter, adapt
 from keras_lkca.models.adaptation import adapt_padded
@@ -88,6 +89,7 @@ def train(
     teacher=LEFT_OUT,
     task: str = LEFT_OUT,
     ignore=LEFT_OUT,
+    distribute: str | None = None,
 ) -> dict:
     """Train a preset on a dataset and keep everything that came of it.
 
@@ -166,6 +168,8 @@ def train(
             classifier learned.
         ignore: For `task="segmentation"`, the value in the masks of pixels to ignore,
             or several, beside 255.
+        distribute: `"data"` to share each batch among several devices, see
+            `keras_lkca.training.fit`. To resume, give it again where it is wanted.
 
     Returns:
         What `metrics.json` holds.
@@ -250,6 +254,7 @@ def train(
     elif validation is None:
         share, seed = found["validation_split"], settings["seed"]
         train, validation = fitting.hold_out(train, share, seed, "validation_split")
+    several(distribute)  # which gives a process its device, before the model is built
     keras.utils.set_random_seed(settings["seed"])
     dataset = pathlib.Path(about["dataset"]).name
     if about["start_from"] is None:
@@ -291,6 +296,7 @@ def train(
         facts=facts,
         name=f"{origin} on {dataset}",
         about=about,
+        distribute=distribute,
     )
 
 

@@ -1,0 +1,317 @@
+"""Training on several devices: the one place where the backends' engines are driven.
+
+JAX has `keras.distribution`, TensorFlow `tf.distribute` and torch
+`torch.distributed`. Each device takes an equal part of every batch.
+"""
+
+import contextlib
+import importlib
+import os
+
+import keras
+
+DISTRIBUTIONS = ("data",)
+
+
+class OneDevice:
+    """The device that the backend chooses; also what the engines of several share.
+
+    `count` is the number of devices, and `writes` whether this process is the one that
+    writes files and prints.
+    """
+
+    count, process, writes = 1, 0, True
+
+    def scope(self):
+        """Return a context in which the model that `copy` returns is trained."""
+        return contextlib.nullcontext()
+
+    def copy(self, model):
+        """Return what is trained in a model's place."""
+        return model
+
+    def share(self, begin):
+        """Return this process's part of the batches that a function begins."""
+        return begin()
+
+    def apart(self):
+        """Return a context in which the model is tested, as if by one device."""
+        return contextlib.nullcontext()
+
+    def callbacks(self):
+        """Return the callbacks that the training needs, to be called first."""
+        return []
+
+    def from_first(self, value=None):
+        """Return the value of the process that writes."""
+        return value
+
+
+def several(distribute) -> OneDevice:
+    """Return the engine that `distribute` names.
+
+    Args:
+        distribute: `None` for one device; `"data"` for all devices of this process
+            under JAX and TensorFlow, and for all processes that torchrun started under
+            torch.
+
+    Raises:
+        ValueError: If it is neither, or the engine was not launched.
+
+    Example:
+
+    >>> from keras_lkca.devices import several
+    >>> several(None).count
+    1
+    """
+    if distribute is None:
+        return OneDevice()
+    if distribute not in DISTRIBUTIONS:
+        raise ValueError(
+            f"`distribute` must be None or one of {DISTRIBUTIONS}. "
+            f"Received: distribute={distribute!r}"
+        )
+    engines = {"jax": _Jax, "tensorflow": _TensorFlow, "torch": _Torch}
+    if keras.config.backend() not in engines:
+        raise ValueError(
+            f"`distribute` is for the backends {', '.join(engines)}. "
+            f"Received: the backend {keras.config.backend()}"
+        )
+    return engines[keras.config.backend()]()
+
+
+def check_divides(count, size, what="`batch_size` of the recipe"):
+    """Raise a `ValueError` unless each device gets as many images as the others."""
+    if size % count:
+        raise ValueError(
+            f"{what} must be a multiple of the number of devices, {count}. "
+            f"Received: {size}"
+        )
+
+
+def _is_tf_data(batches):
+    return hasattr(batches, "element_spec")
+
+
+def checked(count, batches):
+    """Yield batches, each of which the devices can share.
+
+    Example:
+
+    >>> from keras_lkca.devices import checked
+    >>> [len(batch[0]) for batch in checked(2, [("four", "labels")])]
+    [4]
+    """
+    for batch in batches:
+        check_divides(count, len(batch[0]), "The images of a batch")
+        yield batch
+
+
+class _Copied(OneDevice):
+    """Where variables are placed as they are made: what is trained is made anew."""
+
+    def copy(self, model):
+        copied = type(model).from_config(model.get_config())
+        copied.set_weights(model.get_weights())
+        return copied
+
+
+class _Jax(_Copied):
+    def __init__(self):
+        jax = importlib.import_module("jax")
+        if jax.process_count() > 1:
+            raise ValueError(
+                "`distribute` takes all devices of one process under JAX: start one "
+                f"process. Received: {jax.process_count()} processes"
+            )
+        # One of several axes, where the user set it: then the model is shared too.
+        self._distribution = keras.distribution.distribution()
+        if self._distribution is None:
+            self._distribution = keras.distribution.DataParallel()
+        mesh = self._distribution.device_mesh
+        axis = self._distribution.batch_dim_name
+        self.count = dict(zip(mesh.axis_names, mesh.shape, strict=True))[axis]
+        self.evaluates = False
+
+    @contextlib.contextmanager
+    def scope(self):
+        """Let every device evaluate all images, the last of which none can share."""
+        share = self._distribution.get_data_layout
+
+        def layout_of(shape):
+            layout = share(shape)
+            if not self.evaluates:
+                return layout
+            axes = [None] * len(shape)
+            return keras.distribution.TensorLayout(axes, layout.device_mesh)
+
+        self._distribution.get_data_layout = layout_of
+        try:
+            with self._distribution.scope():
+                yield
+        finally:
+            del self._distribution.get_data_layout
+
+    def callbacks(self):
+        return [_TellEvaluation(self)]
+
+    @contextlib.contextmanager
+    def apart(self):
+        """Put a distribution aside that the user set: it cannot share an odd batch."""
+        users = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(users)
+
+    def share(self, begin):
+        batches = begin()
+        return batches if _is_tf_data(batches) else checked(self.count, batches)
+
+
+class _TensorFlow(_Copied):
+    def __init__(self):
+        tf = importlib.import_module("tensorflow")
+        if tf.distribute.has_strategy():
+            self._strategy = tf.distribute.get_strategy()
+        else:
+            devices = tf.config.list_logical_devices
+            found = devices("GPU") or devices("CPU")
+            self._strategy = tf.distribute.MirroredStrategy([x.name for x in found])
+        self.count = self._strategy.num_replicas_in_sync
+
+    def scope(self):
+        return self._strategy.scope()
+
+    def share(self, begin):
+        """Return a tf.data.Dataset: Keras takes another iterator for a first look."""
+        batches = begin()
+        if _is_tf_data(batches):
+            return batches
+        tf = importlib.import_module("tensorflow")
+        return tf.data.Dataset.from_generator(
+            lambda: checked(self.count, begin()),
+            output_signature=tuple(
+                tf.TensorSpec((None, *part.shape[1:]), part.dtype)
+                for part in next(batches)
+            ),
+        )
+
+
+class _Torch(OneDevice):
+    def __init__(self):
+        self._torch = importlib.import_module("torch")
+        self._engine = importlib.import_module("torch.distributed")
+        cuda = self._torch.cuda.is_available()
+        if not self._engine.is_initialized():
+            if "RANK" not in os.environ:
+                raise ValueError(
+                    "`distribute` under torch needs a process for each device, which "
+                    "torchrun starts: torchrun --nproc-per-node 2 SCRIPT, or "
+                    "torchrun --nproc-per-node 2 -m keras_lkca train ... "
+                    "--distribute data. Received: one process"
+                )
+            if cuda:
+                self._torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            self._engine.init_process_group("nccl" if cuda else "gloo")
+        self.count = self._engine.get_world_size()
+        self.process = self._engine.get_rank()
+        self.writes = self.process == 0
+
+    @contextlib.contextmanager
+    def scope(self):
+        """Let one process print, and none average gradients any more in the end."""
+        self._hooks = []
+        with contextlib.ExitStack() as stack:
+            if not self.writes:
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+            try:
+                yield
+            finally:
+                for hook in self._hooks:
+                    hook.remove()
+
+    def copy(self, model):
+        """Begin from one process's weights, and average every gradient.
+
+        `DistributedDataParallel` averages what its own call leads to; `model.fit` calls
+        the model itself. torch calls a tensor's hook where its gradient is whole.
+        """
+        for variable in model.weights:
+            tensor = variable.value
+            self._engine.broadcast(tensor.data, 0)
+            if tensor.requires_grad:
+                hook = tensor.register_post_accumulate_grad_hook(
+                    lambda tensor: self._average(tensor.grad)
+                )
+                self._hooks.append(hook)
+        return model
+
+    def share(self, begin):
+        batches = begin()
+        if _is_tf_data(batches):
+            return batches.map(lambda *batch: self._part(batch))
+        return (self._part(batch) for batch in batches)
+
+    def _part(self, batch):
+        check_divides(self.count, batch[0].shape[0], "The images of a batch")
+        each = batch[0].shape[0] // self.count
+        rows = slice(self.process * each, (self.process + 1) * each)
+        return tuple(part[rows] for part in batch)
+
+    def callbacks(self):
+        return [_Agree(self)]
+
+    def from_first(self, value=None):
+        values = [value]
+        self._engine.broadcast_object_list(values, 0)
+        return values[0]
+
+    def _average(self, tensor):
+        self._engine.all_reduce(tensor)
+        tensor.div_(self.count)
+
+    def averages(self, numbers):
+        """Return what several processes have of some numbers, on average."""
+        tensor = self._torch.tensor(numbers, dtype=self._torch.float64)
+        if self._torch.cuda.is_available():
+            tensor = tensor.cuda()
+        self._average(tensor)
+        return tensor.tolist()
+
+    def average_statistics(self, model):
+        """Average what no gradient changes, such as BatchNormalization's mean."""
+        for variable in model.non_trainable_weights:
+            if variable.value.is_floating_point():
+                self._average(variable.value.data)
+
+
+class _TellEvaluation(keras.callbacks.Callback):
+    """Tell an engine when the model is evaluated, and not trained."""
+
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+
+    def on_test_begin(self, logs=None):
+        self.engine.evaluates = True
+
+    def on_test_end(self, logs=None):
+        self.engine.evaluates = False
+
+
+class _Agree(keras.callbacks.Callback):
+    """Let the processes evaluate one model, and know the same figures."""
+
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+
+    def on_test_begin(self, logs=None):
+        self.engine.average_statistics(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.engine.average_statistics(self.model)
+        logs.update(zip(logs, self.engine.averages(list(logs.values())), strict=True))

@@ -1,0 +1,109 @@
+"""Train on several devices, for tests/test_devices.py, which starts it.
+
+    python several_devices.py FOLDER STEP...
+
+A step is a number of devices to train on, "odd" for a batch that they cannot share,
+"dies" for a process that ends in the second epoch, or "resume" to go on with its run.
+torch has a process per device, started by torchrun, and each step takes all of them.
+"""
+
+import contextlib
+import os
+import pathlib
+import sys
+
+import keras
+import numpy as np
+
+from keras_lkca import LKCANet, LKCAViT, data
+from keras_lkca.devices import several
+from keras_lkca.training import Recipe, fit
+
+PROCESS = int(os.environ.get("RANK", "0"))
+
+
+class Losses(keras.callbacks.Callback):
+    """What each step's loss was, of this process's images."""
+
+    def __init__(self, dies=False):
+        super().__init__()
+        self.found, self.dies = [], dies
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.dies and (epoch, PROCESS) == (1, 1):
+            os._exit(7)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.found.append(float(logs["loss"]))
+
+
+def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
+    """Train a model without, and on one or two another with BatchNormalization."""
+    keras.utils.set_random_seed(0)
+    vit = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": 0.0}
+    models = {"": LKCAViT((8, 8, 1), **vit)}
+    if folder.name in ("1", "2"):
+        models["net"] = LKCANet((8, 8, 1), embed_dim=8, depth=1)
+    losses, arrays = Losses(dies), {}
+    held_out, options = data.digits("test"), {"flip": False, "crop_padding": 1}
+    for name, model in models.items():
+        metrics = fit(
+            model,
+            data.digits("train"),
+            # Which no number of devices divides.
+            validation=tuple(part[:105] for part in held_out),
+            test=tuple(part[105:208] for part in held_out),
+            recipe=Recipe.quick(
+                epochs=1 if name else 2, batch_size=batch_size, **options
+            ),
+            steps_per_epoch=25,
+            pipeline="arrays",
+            output=folder / name,
+            extra_callbacks=[] if name else [losses],
+            distribute=distribute,
+            resume=resume and not name,
+        )
+        for key in ("test_loss", "validation_accuracy"):
+            arrays[f"{name}{key}"] = metrics["last"][key]
+        for i, weight in enumerate(model.get_weights()):
+            arrays[f"{name}weight{i}"] = weight
+    np.savez(folder / f"process{PROCESS}.npz", losses=losses.found, **arrays)
+
+
+def on(count):
+    """A context in which some of the devices are all that there are."""
+    backend = keras.config.backend()
+    if backend == "jax":
+        devices = keras.distribution.list_devices()[:count]
+        return keras.distribution.DataParallel(devices=devices).scope()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        names = [f"CPU:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(names).scope()
+    return contextlib.nullcontext()
+
+
+def main(folder, *steps):
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 4,
+        )
+    for step in steps:
+        with on(int(step) if step.isdigit() else 2):
+            if step == "odd":
+                try:
+                    train(folder / step, batch_size=31)
+                except ValueError as error:
+                    print(error)
+            else:
+                end = {"dies": step == "dies", "resume": step == "resume"}
+                train(folder / ("dies" if step == "resume" else step), **end)
+                several("data").from_first()  # torch: wait for the others
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,143 @@
+"""Several devices train as one does; here they are parts of one processor."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, quick, tiny
+from several_devices import train
+
+from keras_lkca import data, devices
+from keras_lkca.training import fit
+
+TORCH = keras.config.backend() == "torch"
+
+
+def launch(folder, *steps, processes=1, expect=0):
+    """Take the script's steps, and return what it printed."""
+    launcher = [sys.executable]
+    if TORCH:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "tests" / "several_devices.py"), str(folder), *steps],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == expect, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The runs on one, two and four devices, and what was printed of the two."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(folder / "1", distribute=None)
+    if TORCH:
+        printed = launch(folder, "2", "odd", "dies", processes=2, expect=1)
+        printed += launch(folder, "resume", processes=2)
+        launch(folder, "4", processes=4)
+    else:  # TensorFlow has devices work together in one way alone
+        printed = launch(folder, "2", "odd") + launch(folder, "4")
+    return folder, printed
+
+
+def kept(folder):
+    """What the processes kept, each."""
+    files = sorted(folder.glob("process*.npz"))
+    return [dict(np.load(file)) for file in files]
+
+
+def close(arrays, wanted, prefix):
+    for key in wanted:
+        if key.startswith(prefix):
+            options = {"rtol": 1e-3, "atol": 1e-4}
+            np.testing.assert_allclose(arrays[key], wanted[key], **options)
+
+
+@pytest.mark.parametrize("count", (2, 4))
+def test_several_devices_train_as_one(count, runs):
+    (one,), several = kept(runs[0] / "1"), kept(runs[0] / str(count))
+    assert len(several) == (count if TORCH else 1)
+    # The mean of the epoch so far; of a process under torch that of its own images.
+    losses = np.mean([arrays["losses"] for arrays in several], 0)
+    assert losses.shape == (50,)
+    np.testing.assert_allclose(losses, one["losses"], rtol=1e-4)
+    for arrays in several:
+        close(arrays, one, "weight")
+        close(arrays, one, "test_loss")
+        close(arrays, one, "validation_accuracy")
+        # Each takes BatchNormalization's statistics of its own images, and all agree.
+        close(arrays, several[0], "net")
+        if keras.config.backend() == "jax" and count == 2:
+            close(arrays, one, "net")  # whose statistics are of all images there
+
+
+def test_one_process_writes(runs):
+    folder, printed = runs
+    assert printed.count("epoch 1/2") == 2  # once for each of two runs
+    names = {path.name for path in (folder / "2").iterdir()}
+    assert {"config.json", "history.csv", "last.keras", "metrics.json"} <= names
+    config = json.loads((folder / "2" / "config.json").read_text())
+    recipe = config["arguments"]["recipe"]
+    assert (recipe["batch_size"], recipe["learning_rate"]) == (32, 3e-3)
+
+
+def test_a_batch_that_devices_cannot_share(runs):
+    folder, printed = runs
+    message = "`batch_size` of the recipe must be a multiple of the number of devices,"
+    assert f"{message} 2. Received: 31" in printed
+    assert not (folder / "odd" / "config.json").exists()
+
+
+@pytest.mark.skipif(not TORCH, reason="the other engines have one process")
+def test_a_process_that_ends_loses_nothing(runs):
+    folder, printed = runs
+    assert "resumed after epoch 1" in printed
+    (one,), several = kept(folder / "1"), kept(folder / "dies")
+    assert len(several) == 2
+    for arrays in several:
+        close(arrays, one, "weight")
+
+
+def test_what_distribute_may_be(tmp_path, monkeypatch):
+    digits = data.digits("test")
+    options = {"recipe": quick(epochs=1), "output": tmp_path / "run"}
+    with pytest.raises(ValueError, match="`distribute` must be None or one of"):
+        fit(tiny(), digits, distribute="model", **options)
+    if TORCH:
+        monkeypatch.delenv("RANK", raising=False)
+        with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 SCRIPT"):
+            devices.several("data")
+        return
+    compiled = tiny()
+    compiled.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="`distribute` needs a model that is not"):
+        fit(compiled, digits, distribute="data", **options)
+    assert not (tmp_path / "run").exists()
+    model = tiny()
+    fit(model, digits, distribute="data", **options)  # one device is enough
+    last = keras.models.load_model(tmp_path / "run" / "last.keras", compile=False)
+    for value, wanted in zip(model.get_weights(), last.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    assert model.optimizer is not None  # compiled, as after any run
+
+
+def test_batches_of_ones_own_are_checked():
+    batches = [(np.zeros((3, 2)), np.zeros(3))]
+    engine = devices.OneDevice()
+    engine.count = 2
+    with pytest.raises(ValueError, match="The images of a batch must be a multiple"):
+        next(devices.checked(engine.count, iter(batches)))
