@@ -114,15 +114,22 @@ def calibrate(
     return entries
 
 
+# What decides how fast products of matrices are: a name stands for several processors.
+_VECTORS = "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"
+
+
 def processor():
-    """Return the name of the processor."""
+    """Return the name of the processor, and the vector instructions that it has."""
+    told = {}
     try:
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip().lower(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = (told.get("flags") or told.get("features") or "").split()
+    return ", ".join([name, *(vector for vector in _VECTORS if vector in flags)])
 
 
 def _measure(dtype, seconds, shapes, report):
