@@ -29,6 +29,7 @@ def test_operator(tmp_path, run_python):
     assert "| 8 | 7 x 7 | forward |" in text
 
 
+@pytest.mark.once
 def test_scaling_with_memory(tmp_path, run_python):
     record, _ = bench(run_python, tmp_path, "scaling", "--grids", "8")
     for row in record["rows"]:
@@ -75,6 +76,7 @@ def test_quantize(tmp_path, run_python):
     assert "| LiteRT, int8 |" in text
 
 
+@pytest.mark.once
 def test_parity_asks_for_a_clone(tmp_path, run_python):
     pytest.importorskip("torch")
     command = (BENCH.parent / "parity.py", "--authors", tmp_path)

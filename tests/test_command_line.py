@@ -110,6 +110,7 @@ def write_images(folder, images, labels, count):
 # The parser
 
 
+@pytest.mark.once
 def test_help_and_version_need_no_keras():
     for arguments in (["--help"], ["--version"], ["train", "--help"]):
         out, times = run(*arguments, start=("-X", "importtime", "-m", "keras_lkca"))
@@ -119,6 +120,7 @@ def test_help_and_version_need_no_keras():
     assert keras_lkca.__version__ in run("--version")[0]
 
 
+@pytest.mark.once
 def test_the_installed_script(tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, function = project["scripts"]["keras-lkca"].split(":")
@@ -132,6 +134,7 @@ def test_the_installed_script(tmp_path):
     assert error == "keras-lkca predict: There is no none.keras.\n"
 
 
+@pytest.mark.once
 def test_help_names_what_the_tables_hold(capsys):
     assert set(NAMES.split(", ")) == set(data.DATASETS)
     texts = {}
@@ -155,6 +158,7 @@ def test_help_names_what_the_tables_hold(capsys):
     assert all(f"\n  {code} " in out for code in (0, 1, 2, 130))
 
 
+@pytest.mark.once
 def test_the_commands_of_the_page_are_right():
     page = (ROOT / "docs" / "learn" / "command-line.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
@@ -166,6 +170,7 @@ def test_the_commands_of_the_page_are_right():
     assert set(parsed) == set(COMMANDS)
 
 
+@pytest.mark.once
 def test_every_argument_of_train_has_an_option(monkeypatch):
     received, known = {}, set(inspect.signature(training.train).parameters)
     monkeypatch.setattr(training, "train", lambda **given: received.update(given))
@@ -203,6 +208,7 @@ def test_every_argument_of_train_has_an_option(monkeypatch):
     assert received == {"resume": True, "output": "r"}  # the rest is `train`'s default
 
 
+@pytest.mark.once
 def test_a_recipe_from_a_file(tmp_path, monkeypatch):
     recipes = []
     monkeypatch.setattr(training, "train", lambda recipe, **_: recipes.append(recipe))
@@ -214,6 +220,7 @@ def test_a_recipe_from_a_file(tmp_path, monkeypatch):
     assert recipes == [Recipe.quick(flip=False, epochs=2), paper, long]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -258,6 +265,7 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
@@ -279,6 +287,7 @@ def test_exit_codes(error, code, message, call, monkeypatch):
     assert message in call("train", "digits", "--output", "nowhere", expect=code)
 
 
+@pytest.mark.once
 def test_ctrl_c_says_how_to_resume(call, monkeypatch, tmp_path):
     def interrupt(*arguments, **given):
         raise KeyboardInterrupt
@@ -295,6 +304,7 @@ def test_ctrl_c_says_how_to_resume(call, monkeypatch, tmp_path):
     assert call("predict", "m", "a.png", expect=130).endswith("interrupted")
 
 
+@pytest.mark.once
 def test_a_backend_that_is_missing_is_named(monkeypatch, call):
     def missing(name):
         raise ModuleNotFoundError("No module named 'jax'", name="jax")
@@ -367,6 +377,7 @@ def test_ctrl_c_while_it_trains(tmp_path):
     assert 1 <= callbacks.epoch_of(output / "last.keras") <= rows
 
 
+@pytest.mark.once
 def test_a_reader_that_goes_away_is_no_error(digits_model, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     command = [sys.executable, "-m", "keras_lkca", "predict", digits_model]
@@ -559,6 +570,7 @@ def test_predict_files(call, digits_model, digit_folder, tmp_path):
     assert len(file.read_text().splitlines()[0].split(",")) == 1 + 2 * 10
 
 
+@pytest.mark.once
 def test_names_that_are_no_utf_8(digits_model, tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9, two\nlines.png"
     try:

@@ -562,6 +562,7 @@ def test_names_that_are_given_are_served(images, tmp_path):
     assert [name.decode() for name in found] == [best[0][0] for best in expected]
 
 
+@pytest.mark.once
 def test_what_is_there_is_replaced_whole_or_not_at_all(
     classifier, tmp_path, monkeypatch
 ):
@@ -638,6 +639,7 @@ def test_quantized_litert(digits, tmp_path):
         assert np.abs(outputs - expected).mean() < 0.005
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 @pytest.mark.parametrize("kind", ["lkca", "vit", "folded", "mixed"])
 def test_what_keras_quantizes_is_saved(kind, mode, digits, tmp_path):

@@ -200,6 +200,7 @@ def test_a_teacher_is_another_model(tmp_path):
     fit(model, data.digits("test"), output=output, teacher=named, **options)
 
 
+@pytest.mark.once
 def test_a_teacher_may_have_moved(tmp_path, monkeypatch):
     teacher = always(np.arange(10.0))
     teacher.save(tmp_path / "teacher.keras")
@@ -243,6 +244,7 @@ def test_of_the_recipe():
         quick(distill_weight=1.5)
 
 
+@pytest.mark.once
 def test_from_the_command_line(tmp_path, capsys):
     digits = data.describe("digits")
     teacher = tiny(class_names=digits.class_names or None)

@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.once
 DOCS = ROOT / "docs"
 SUBPACKAGES = ("data", "deploy", "interpret", "layers", "models", "ops", "training")
 FENCE = re.compile(

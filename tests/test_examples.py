@@ -1,6 +1,8 @@
 """The example scripts, on a little data and for a few steps."""
 
 import re
+import runpy
+import warnings
 
 import keras
 import numpy as np
@@ -11,6 +13,20 @@ from PIL import Image
 from keras_lkca import LKCAViT, data, deploy
 
 EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def run_example(capsys, monkeypatch):
+    """Run a script as its own program, in this process, and return what it printed."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # which a user's program does not raise
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture
@@ -43,7 +59,7 @@ def test_quickstart(run_python, tmp_path):
     assert isinstance(keras.models.load_model(tmp_path / "digits.keras"), LKCAViT)
 
 
-def test_segment(run_python, tmp_path, rng):
+def test_segment(run_example, tmp_path, rng):
     for split, count in (("train", 12), ("test", 4)):
         for kind, shape in (("images", (20, 24, 3)), ("masks", (20, 24))):
             (tmp_path / split / kind).mkdir(parents=True)
@@ -51,8 +67,8 @@ def test_segment(run_python, tmp_path, rng):
                 values = rng.integers(0, 256 if kind == "images" else 3, shape)
                 picture = Image.fromarray(values.astype("uint8"))
                 picture.save(tmp_path / split / kind / f"{index}.png")
-    out = run_python(
-        *(EXAMPLES / "segment.py", tmp_path, "--epochs", 1, "--batch-size", 4),
+    out = run_example(
+        *("segment.py", tmp_path, "--epochs", 1, "--batch-size", 4),
         *("--output", tmp_path / "run"),
     )
     assert re.search(r"^mean IoU \d+\.\d%", out, re.M)
@@ -60,7 +76,7 @@ def test_segment(run_python, tmp_path, rng):
     assert (tmp_path / "run" / "samples.png").exists()
 
 
-def test_cifar100(run_python, tmp_path, rng):
+def test_cifar100(run_example, tmp_path, rng):
     pytest.importorskip("tensorflow")
     np.savez(
         tmp_path / "cifar100.npz",
@@ -69,8 +85,8 @@ def test_cifar100(run_python, tmp_path, rng):
         x_test=rng.integers(0, 256, (20, 32, 32, 3)).astype("uint8"),
         y_test=np.arange(20),
     )
-    out = run_python(
-        *(EXAMPLES / "cifar100.py", "--data-dir", tmp_path, "--epochs", 1),
+    out = run_example(
+        *("cifar100.py", "--data-dir", tmp_path, "--epochs", 1),
         *("--steps", 2, "--output", tmp_path / "deep" / "cifar100.keras"),
     )
     assert "509,800" in out  # as many parameters as `lkca_vit_05m`
@@ -109,9 +125,9 @@ def test_cifar100_normalizes_and_augments_as_it_says(rng, tmp_path, monkeypatch)
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_own_images(pets, run_python, tmp_path):
+def test_own_images(pets, run_example, tmp_path):
     arguments = ("--image-size", 16, "--epochs", 5, "--output", tmp_path / "run")
-    out = run_python(EXAMPLES / "own_images.py", pets, *arguments)
+    out = run_example("own_images.py", pets, *arguments)
     assert "32 images to train on, 8 for the test" in out
     assert "classes: cat, dog" in out
     (accuracy,) = re.findall(r"^test accuracy ([\d.]+)%$", out, re.M)
@@ -122,9 +138,9 @@ def test_own_images(pets, run_python, tmp_path):
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_pyramid(run_python, tmp_path):
-    command = (EXAMPLES / "pyramid.py", "--epochs", 1, "--output", tmp_path / "run")
-    out = run_python(*command)
+def test_pyramid(run_example, tmp_path):
+    command = ("pyramid.py", "--epochs", 1, "--output", tmp_path / "run")
+    out = run_example(*command)
     assert "stage0_block0_lkca: kernel (15, 15, 1)" in out
     assert "stage1_block0_lkca: kernel (7, 7, 6)" in out
     ((before, after, difference),) = re.findall(
@@ -136,14 +152,14 @@ def test_pyramid(run_python, tmp_path):
     assert model.class_names == tuple("0123456789")
     for package in deploy.FORMATS["onnx"].packages:
         pytest.importorskip(package)
-    again = run_python(*command, "--format", "onnx")
+    again = run_example(*command, "--format", "onnx")
     assert "is complete" in again and re.search(r"^wrote .*exported", again, re.M)
 
 
-def test_custom_loop(run_python, tmp_path):
+def test_custom_loop(run_example, tmp_path):
     output = tmp_path / "loop.keras"
     arguments = ("--steps", 60, "--every", 20, "--output", output)
-    out = run_python(EXAMPLES / "custom_loop.py", *arguments)
+    out = run_example("custom_loop.py", *arguments)
     rows = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+)%$", out, re.M)
     assert [int(step) for step, *_ in rows] == [20, 40, 60]
     (accuracy,) = re.findall(r"^test accuracy ([\d.]+)%", out, re.M)
@@ -151,8 +167,8 @@ def test_custom_loop(run_python, tmp_path):
     images, labels = data.digits("test")
     predicted = keras.models.load_model(output).predict(images, verbose=0).argmax(1)
     assert np.mean(predicted == labels) * 100 == pytest.approx(float(accuracy), abs=0.1)
-    stopped = run_python(
-        *(EXAMPLES / "custom_loop.py", "--steps", 90, "--every", 1),
+    stopped = run_example(
+        *("custom_loop.py", "--steps", 90, "--every", 1),
         *("--patience", 1, "--output", output),
     )
     assert "no gain in 1 validations" in stopped

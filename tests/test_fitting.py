@@ -81,6 +81,7 @@ def test_a_pyramid_of_ones_own_is_killed_and_goes_on(run_python, tmp_path):
         assert a["val_accuracy"] == pytest.approx(b["val_accuracy"], abs=1e-3)
 
 
+@pytest.mark.once
 def test_what_is_left_out_is_the_runs_and_what_is_given_must_be(tmp_path):
     run = tmp_path / "run"
     arguments = {"validation": 0.1, "output": run}
@@ -100,6 +101,7 @@ def test_what_is_left_out_is_the_runs_and_what_is_given_must_be(tmp_path):
     assert again == metrics
 
 
+@pytest.mark.once
 def test_train_tells_defaults_from_what_was_left_out(tmp_path):
     options = {"model_options": {"patch_size": 4, "embed_dim": 8, "depth": 1}}
     options |= {"output": tmp_path / "run", "steps_per_epoch": 2}
@@ -477,6 +479,7 @@ def test_without_validation_the_last_epoch_is_the_best(tmp_path):
     assert best.read_bytes() == last.read_bytes()
 
 
+@pytest.mark.once
 def test_without_matplotlib_there_are_no_pictures(tmp_path, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -555,6 +558,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(fitting, "_draw", lambda *arguments: None)
 
 
+@pytest.mark.once
 def test_a_run_without_progress_stops_early(tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.setattr(Recipe, "callbacks", lambda self: [Figures()])
 

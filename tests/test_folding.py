@@ -346,6 +346,7 @@ def test_a_model_that_is_shared_is_folded_once(rng, tmp_path):
     assert model.count_params() - folded.count_params() == 8 * 8
 
 
+@pytest.mark.once
 def test_a_folded_model_of_ones_own_is_quantized_and_saved(images, tmp_path):
     model = pyramid()
     folded = deploy.fold(model)
@@ -361,6 +362,7 @@ def test_a_folded_model_of_ones_own_is_quantized_and_saved(images, tmp_path):
     np.testing.assert_allclose(loaded.predict(images, verbose=0), expected, atol=1e-6)
 
 
+@pytest.mark.once
 def test_a_model_quantized_in_part_is_folded_in_part(images, tmp_path, capsys):
     model = trained()
     with warnings.catch_warnings():

@@ -476,6 +476,7 @@ def test_macs_of_operations_and_of_calls():
 # Pictures
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Matplotlib")
 def test_figures(images, image):
     model, other = small(), vit()
@@ -515,6 +516,7 @@ def test_figures(images, image):
             bad()
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # Keras's on what it does not quantize
 def test_report(images, tmp_path):
     names = ["$a x_$ ant", "bee", "cat", "<dog>"]
@@ -574,6 +576,7 @@ def test_the_same_place_on_another_grid():
     np.testing.assert_allclose(maps["level_1_0_lkca"], row, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("build", "title", "drawn", "left"),
     [
@@ -676,6 +679,7 @@ def test_images_of_another_size(image, images):
             interpret.effective_receptive_field(small(), bad)
 
 
+@pytest.mark.once
 def test_other_bad_input(image, images):
     with pytest.raises(ValueError, match="`class_index` must be a class, 0 to 9"):
         interpret.saliency(small(), image, 10)
