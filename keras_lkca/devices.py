@@ -4,9 +4,15 @@ JAX has `keras.distribution`, TensorFlow `tf.distribute` and torch
 `torch.distributed`. Each device takes an equal part of every batch.
 """
 
+import atexit
+import collections.abc
+import concurrent.futures
 import contextlib
+import datetime
+import functools
 import importlib
 import os
+import pickle
 
 import keras
 
@@ -16,18 +22,23 @@ DISTRIBUTIONS = ("data",)
 class OneDevice:
     """The device that the backend chooses; also what the engines of several share.
 
-    `count` is the number of devices, and `writes` whether this process is the one that
-    writes files and prints.
+    `count` is the number of devices, `processes` that of the processes that train,
+    `process` this one's number, `writes` whether it is the one that writes files and
+    prints, and `problem` the last error of the batches, where the engine hides it.
     """
 
-    count, process, writes = 1, 0, True
+    count, processes, process, writes = 1, 1, 0, True
+    problem = None
+
+    def check(self, recipe, train):
+        """Raise a `ValueError` for what the devices cannot be trained on."""
 
     def scope(self):
         """Return a context in which the model that `copy` returns is trained."""
         return contextlib.nullcontext()
 
-    def copy(self, model):
-        """Return what is trained in a model's place."""
+    def copy(self, model, copy_of):
+        """Return what is trained in a model's place, perhaps what a function makes."""
         return model
 
     def share(self, begin):
@@ -42,9 +53,9 @@ class OneDevice:
         """Return the callbacks that the training needs, to be called first."""
         return []
 
-    def from_first(self, value=None):
-        """Return the value of the process that writes."""
-        return value
+    def first(self, function):
+        """Return what a function returns, or raises, in the process that writes."""
+        return function()
 
 
 def several(distribute) -> OneDevice:
@@ -65,6 +76,13 @@ def several(distribute) -> OneDevice:
     1
     """
     if distribute is None:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if keras.config.backend() == "torch" and processes > 1:
+            raise ValueError(
+                "`distribute` must be 'data' (--distribute data) under torchrun, of "
+                "whose processes each would train by itself otherwise. "
+                f"Received: distribute=None in {processes} processes"
+            )
         return OneDevice()
     if distribute not in DISTRIBUTIONS:
         raise ValueError(
@@ -110,9 +128,10 @@ def checked(count, batches):
 class _Copied(OneDevice):
     """Where variables are placed as they are made: what is trained is made anew."""
 
-    def copy(self, model):
-        copied = type(model).from_config(model.get_config())
-        copied.set_weights(model.get_weights())
+    def copy(self, model, copy_of):
+        copied = copy_of(model)
+        for variable, own in zip(model.variables, copied.variables, strict=True):
+            own.trainable = variable.trainable
         return copied
 
 
@@ -170,6 +189,13 @@ class _Jax(_Copied):
         return batches if _is_tf_data(batches) else checked(self.count, batches)
 
 
+@functools.cache
+def _mirrored(names):
+    """Return the one strategy of a process: TensorFlow's devices join one group."""
+    tf = importlib.import_module("tensorflow")
+    return tf.distribute.MirroredStrategy(list(names))
+
+
 class _TensorFlow(_Copied):
     def __init__(self):
         tf = importlib.import_module("tensorflow")
@@ -178,8 +204,23 @@ class _TensorFlow(_Copied):
         else:
             devices = tf.config.list_logical_devices
             found = devices("GPU") or devices("CPU")
-            self._strategy = tf.distribute.MirroredStrategy([x.name for x in found])
+            self._strategy = _mirrored(tuple(device.name for device in found))
         self.count = self._strategy.num_replicas_in_sync
+
+    def check(self, recipe, train):
+        if isinstance(train, collections.abc.Iterator):
+            raise ValueError(
+                "`train` must be a dataset that can begin anew, with `distribute` "
+                "under TensorFlow, which takes its first batch twice. "
+                f"Received: an iterator, {train!r}"
+            )
+        if recipe.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "`distribute` and the recipe's `gradient_accumulation_steps` do not go "
+                "together under TensorFlow, where Keras accumulates in what its "
+                "strategies refuse: take one of them, or another backend. Received: "
+                f"gradient_accumulation_steps={recipe.gradient_accumulation_steps}"
+            )
 
     def scope(self):
         return self._strategy.scope()
@@ -190,11 +231,22 @@ class _TensorFlow(_Copied):
         if _is_tf_data(batches):
             return batches
         tf = importlib.import_module("tensorflow")
+        # In a thread, as TensorFlow takes them, where a teacher answers by itself.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            first = thread.submit(next, batches).result()
+        check_divides(self.count, len(first[0]), "The images of a batch")
+
+        def batches_again():
+            try:
+                yield from checked(self.count, begin())
+            except Exception as error:
+                self.problem = error  # of which TensorFlow makes another
+                raise
+
         return tf.data.Dataset.from_generator(
-            lambda: checked(self.count, begin()),
+            batches_again,
             output_signature=tuple(
-                tf.TensorSpec((None, *part.shape[1:]), part.dtype)
-                for part in next(batches)
+                tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in first
             ),
         )
 
@@ -214,14 +266,18 @@ class _Torch(OneDevice):
                 )
             if cuda:
                 self._torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            self._engine.init_process_group("nccl" if cuda else "gloo")
-        self.count = self._engine.get_world_size()
+            self._engine.init_process_group(
+                "nccl" if cuda else "gloo",
+                timeout=datetime.timedelta(days=1),  # while one process tests
+            )
+            atexit.register(self._engine.destroy_process_group)
+        self.count = self.processes = self._engine.get_world_size()
         self.process = self._engine.get_rank()
         self.writes = self.process == 0
 
     @contextlib.contextmanager
     def scope(self):
-        """Let one process print, and none average gradients any more in the end."""
+        """Let one process print, and remove the hooks of `copy` at the end."""
         self._hooks = []
         with contextlib.ExitStack() as stack:
             if not self.writes:
@@ -233,7 +289,7 @@ class _Torch(OneDevice):
                 for hook in self._hooks:
                     hook.remove()
 
-    def copy(self, model):
+    def copy(self, model, copy_of):
         """Begin from one process's weights, and average every gradient.
 
         `DistributedDataParallel` averages what its own call leads to; `model.fit` calls
@@ -264,10 +320,18 @@ class _Torch(OneDevice):
     def callbacks(self):
         return [_Agree(self)]
 
-    def from_first(self, value=None):
-        values = [value]
-        self._engine.broadcast_object_list(values, 0)
-        return values[0]
+    def first(self, function):
+        result = [None, None]
+        if self.writes:
+            try:
+                result[0] = function()
+            except Exception as error:
+                result[1] = _portable(error)
+        self._engine.broadcast_object_list(result, 0)
+        value, error = result
+        if error is not None:
+            raise error
+        return value
 
     def _average(self, tensor):
         self._engine.all_reduce(tensor)
@@ -281,11 +345,20 @@ class _Torch(OneDevice):
         self._average(tensor)
         return tensor.tolist()
 
-    def average_statistics(self, model):
-        """Average what no gradient changes, such as BatchNormalization's mean."""
+    def share_statistics(self, model):
+        """Take from the first what no gradient changes: BatchNormalization's mean."""
         for variable in model.non_trainable_weights:
             if variable.value.is_floating_point():
-                self._average(variable.value.data)
+                self._engine.broadcast(variable.value.data, 0)
+
+
+def _portable(error):
+    """Return an error as other processes can receive it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class _TellEvaluation(keras.callbacks.Callback):
@@ -310,8 +383,8 @@ class _Agree(keras.callbacks.Callback):
         self.engine = engine
 
     def on_test_begin(self, logs=None):
-        self.engine.average_statistics(self.model)
+        self.engine.share_statistics(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.engine.average_statistics(self.model)
+        self.engine.share_statistics(self.model)
         logs.update(zip(logs, self.engine.averages(list(logs.values())), strict=True))

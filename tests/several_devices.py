@@ -2,8 +2,9 @@
 
     python several_devices.py FOLDER STEP...
 
-A step is a number of devices to train on, "odd" for a batch that they cannot share,
-"dies" for a process that ends in the second epoch, or "resume" to go on with its run.
+A step is a number of devices to train on, "odd" for batches that they cannot share,
+"diverges" for a loss that overflows on the first of them, "dies" for a process that
+ends in the second epoch, or "resume" to go on with its run.
 torch has a process per device, started by torchrun, and each step takes all of them.
 """
 
@@ -37,11 +38,17 @@ class Losses(keras.callbacks.Callback):
         self.found.append(float(logs["loss"]))
 
 
+def small():
+    # Which JAX draws for all devices together, and each of the others by itself.
+    dropped = 0.1 if keras.config.backend() == "jax" else 0.0
+    vit = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": dropped}
+    return LKCAViT((8, 8, 1), **vit)
+
+
 def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
     """Train a model without, and on one or two another with BatchNormalization."""
     keras.utils.set_random_seed(0)
-    vit = {"patch_size": 4, "embed_dim": 8, "depth": 1, "drop_path_rate": 0.0}
-    models = {"": LKCAViT((8, 8, 1), **vit)}
+    models = {"": small()}
     if folder.name in ("1", "2"):
         models["net"] = LKCANet((8, 8, 1), embed_dim=8, depth=1)
     losses, arrays = Losses(dies), {}
@@ -57,7 +64,7 @@ def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
                 epochs=1 if name else 2, batch_size=batch_size, **options
             ),
             steps_per_epoch=25,
-            pipeline="arrays",
+            pipeline="tf.data" if name else "arrays",
             output=folder / name,
             extra_callbacks=[] if name else [losses],
             distribute=distribute,
@@ -68,6 +75,25 @@ def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
         for i, weight in enumerate(model.get_weights()):
             arrays[f"{name}weight{i}"] = weight
     np.savez(folder / f"process{PROCESS}.npz", losses=losses.found, **arrays)
+
+
+def fit_batches(folder, size, scale):
+    """Train on batches of one's own, of which the first images are scaled."""
+    images, labels = (part[:size] for part in data.digits("train"))
+    images = images.astype("float32")
+    images[: size // 2] *= scale / images.max()
+    batches = [(images, labels)] * 4
+    recipe = Recipe.quick(epochs=1, flip=False, crop_padding=0)
+    fit(small(), batches, recipe=recipe, output=folder, distribute="data")
+
+
+@contextlib.contextmanager
+def printed(kind):
+    """Print the error that is to come, one line from each process."""
+    try:
+        yield
+    except kind as error:
+        print(f"process {PROCESS}: {error}\n", end="", file=sys.__stdout__, flush=True)
 
 
 def on(count):
@@ -95,14 +121,17 @@ def main(folder, *steps):
     for step in steps:
         with on(int(step) if step.isdigit() else 2):
             if step == "odd":
-                try:
+                with printed(ValueError):
                     train(folder / step, batch_size=31)
-                except ValueError as error:
-                    print(error)
+                with printed(ValueError):
+                    fit_batches(folder / step, 31, 1.0)
+            elif step == "diverges":
+                with printed(FloatingPointError):
+                    fit_batches(folder / step, 32, 3e38)
             else:
                 end = {"dies": step == "dies", "resume": step == "resume"}
                 train(folder / ("dies" if step == "resume" else step), **end)
-                several("data").from_first()  # torch: wait for the others
+                several("data").first(lambda: None)  # torch: wait for the others
 
 
 if __name__ == "__main__":

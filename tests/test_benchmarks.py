@@ -29,7 +29,6 @@ def test_operator(tmp_path, run_python):
     assert "| 8 | 7 x 7 | forward |" in text
 
 
-@pytest.mark.once
 def test_scaling_with_memory(tmp_path, run_python):
     record, _ = bench(run_python, tmp_path, "scaling", "--grids", "8")
     for row in record["rows"]:

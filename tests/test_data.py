@@ -541,7 +541,7 @@ def test_every_kind_that_pillow_reads_is_read_and_others_are_counted(tmp_path, c
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"passed over in {tmp_path}: files that are no images (2 .t")
     assert "1 .h5" in line and "1 no suffix" in line
-    assert line.endswith(" and images beside the class folders (1 .tif)")
+    assert line.endswith(" and images beside the class folders or tar files (1 .tif)")
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / "0.txt").write_text("no image")
     with pytest.raises(FileNotFoundError, match=r"none in \['bee'\].*3 .txt.*1 .tif"):
@@ -949,6 +949,17 @@ def test_damaged_shards_are_refused(kept, tmp_path):
         data.from_directory(tmp_path, 4)
 
 
+def test_what_lies_beside_shards_is_told(tmp_path, capsys):
+    shard(tmp_path / "0.tar", ("0.png", PNG), ("0.cls", b"0"))
+    (tmp_path / "loose.png").write_bytes(PNG)
+    data.from_directory(tmp_path, 4)
+    assert "beside the class folders or tar files (1 .png)" in capsys.readouterr().out
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "loose.png").rename(tmp_path / "cat" / "0.png")
+    data.from_directory(tmp_path, 4)
+    assert "beside the class folders or tar files (1 .tar)" in capsys.readouterr().out
+
+
 def test_folders_of_shards_that_are_refused(tmp_path):
     shard(tmp_path / "0.tar", ("0.png", PNG), ("0.cls", b"0"))
     shard(tmp_path / "1.tar", ("0.png", PNG), ("0.cls", b"2"))
@@ -958,6 +969,14 @@ def test_folders_of_shards_that_are_refused(tmp_path):
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(ValueError, match=f"classes.txt must hold the n.*{line}"):
             data.from_directory(tmp_path, 4)
+    (tmp_path / "classes.txt").write_bytes(b"\xe4pfel\n")
+    with pytest.raises(ValueError, match="classes.txt must be a text in UTF-8"):
+        data.from_directory(tmp_path, 4)
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(2 * whole)
+    with pytest.raises(ValueError, match="0.tar must be.*more follows the end"):
+        data.from_directory(tmp_path, 4)
+    (tmp_path / "0.tar").write_bytes(whole)
     (tmp_path / "2.tar.gz").write_bytes(b"")
     with pytest.raises(ValueError, match="2.tar.gz is compressed.*1 compressed of 3"):
         data.from_directory(tmp_path, 4)

@@ -46,7 +46,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "1", distribute=None)
     if TORCH:
-        printed = launch(folder, "2", "odd", "dies", processes=2, expect=1)
+        steps = "2", "odd", "diverges", "dies"
+        printed = launch(folder, *steps, processes=2, expect=1)
         printed += launch(folder, "resume", processes=2)
         launch(folder, "4", processes=4)
     elif keras.config.backend() == "jax":
@@ -101,7 +102,16 @@ def test_a_batch_that_devices_cannot_share(runs):
     folder, printed = runs
     message = "`batch_size` of the recipe must be a multiple of the number of devices,"
     assert f"{message} 2. Received: 31" in printed
-    assert not (folder / "odd" / "config.json").exists()
+    message = "The images of a batch must be a multiple of the number of devices,"
+    assert f"{message} 2. Received: 31" in printed
+    assert not list((folder / "odd").glob("*.keras"))
+
+
+@pytest.mark.skipif(not TORCH, reason="the other engines have one process")
+def test_a_loss_that_diverges_on_one_stops_all(runs):
+    _, printed = runs
+    for process in (0, 1):
+        assert f"process {process}: The loss became nan in epoch 1 at" in printed
 
 
 @pytest.mark.skipif(not TORCH, reason="the other engines have one process")
@@ -123,6 +133,9 @@ def test_what_distribute_may_be(tmp_path, monkeypatch):
         monkeypatch.delenv("RANK", raising=False)
         with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 SCRIPT"):
             devices.several("data")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="`distribute` must be 'data'"):
+            fit(tiny(), digits, **options)
         return
     compiled = tiny()
     compiled.compile("adam", "sparse_categorical_crossentropy")
@@ -135,11 +148,10 @@ def test_what_distribute_may_be(tmp_path, monkeypatch):
     for value, wanted in zip(model.get_weights(), last.get_weights(), strict=True):
         np.testing.assert_array_equal(value, wanted)
     assert model.optimizer is not None  # compiled, as after any run
-
-
-def test_batches_of_ones_own_are_checked():
-    batches = [(np.zeros((3, 2)), np.zeros(3))]
-    engine = devices.OneDevice()
-    engine.count = 2
-    with pytest.raises(ValueError, match="The images of a batch must be a multiple"):
-        next(devices.checked(engine.count, iter(batches)))
+    again = tiny()
+    fit(again, digits, distribute="data", resume=True, **options)  # is complete
+    for value, wanted in zip(again.get_weights(), last.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps`.*for 7 steps"):
+        recipe = quick(epochs=1, gradient_accumulation_steps=8)
+        fit(tiny(), digits, recipe=recipe, output=tmp_path / "none")

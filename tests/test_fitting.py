@@ -558,7 +558,6 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(fitting, "_draw", lambda *arguments: None)
 
 
-@pytest.mark.once
 def test_a_run_without_progress_stops_early(tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.setattr(Recipe, "callbacks", lambda self: [Figures()])
 

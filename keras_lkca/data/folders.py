@@ -88,7 +88,8 @@ def from_directory(
         names_file = next(filter(pathlib.Path.is_file, named_in), None)
         found = read_shards(shards, image_suffixes(), names_file)
         files, labels, names, others = found
-        _tell_passed_over(directory, others)
+        beside = _suffixes(filter(_image_test(), directory.iterdir()))
+        _tell_passed_over(directory, others, beside)
     else:
         files, labels, names = _class_folders(directory, classes)
     if stream not in (None, True, False):
@@ -143,17 +144,18 @@ def _class_folders(directory, classes):
             f"beside the class folders: {_kinds(beside)}. "
             f"Received: directory={str(directory)!r}"
         )
-    _tell_passed_over(directory, others, beside)
+    tars = _suffixes(path for path in directory.iterdir() if path.suffix == ".tar")
+    _tell_passed_over(directory, others, beside + tars)
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
     return sum(files, []), labels, [path.name for path in classes]
 
 
-def _tell_passed_over(directory, others, beside=None):
+def _tell_passed_over(directory, others, beside):
     passed_over = [
         f"{what} ({_kinds(counts)})"
         for what, counts in (
             ("files that are no images", others),
-            ("images beside the class folders", beside),
+            ("images beside the class folders or tar files", beside),
         )
         if counts
     ]

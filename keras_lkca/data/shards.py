@@ -137,6 +137,12 @@ def _files_in(shard):
                 raise tarfile.ReadError(
                     f"no header of a member and no end is at byte {tar.offset:,}"
                 )
+            while more := file.read(2**20):
+                if any(more):
+                    raise tarfile.ReadError(
+                        f"more follows the end at byte {tar.offset:,}, as where tars "
+                        "were joined to one file"
+                    )
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} must be a whole tar, not compressed: fetch or write it anew, or "
@@ -186,7 +192,12 @@ def _numbered(members, labels, names_file):
                 f"Received: class {labels[last]} of {place_of(members[last])}"
             )
         return [str(number) for number in there]
-    names = names_file.read_text("utf-8-sig").rstrip().splitlines()
+    try:
+        names = names_file.read_text("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{names_file} must be a text in UTF-8: save it as such. Received: {error}"
+        ) from error
     names = [name.strip() for name in names]
     if not all(names) or len(set(names)) < len(names):
         first = next(i for i, x in enumerate(names) if not x or x in names[:i])

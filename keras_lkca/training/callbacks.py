@@ -92,12 +92,20 @@ class Progress(keras.callbacks.Callback):
 class StopWhenDiverged(keras.callbacks.Callback):
     """Stop the training as soon as the loss is NaN or infinite.
 
+    Args:
+        at_once: `False` to go on to the end of the epoch, where several processes that
+            know their own losses alone have to stop together.
+
     Raises:
         FloatingPointError: At the end of that epoch, before anything is kept of it.
     """
 
     async_safe = True
     diverged = None
+
+    def __init__(self, at_once: bool = True):
+        super().__init__()
+        self.at_once = at_once
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remember where the training is."""
@@ -107,7 +115,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
         """Stop, if a step before was bad."""
         # Only here: from Keras's other thread, under JAX, `self.model` would exchange
         # the weights while they are used.
-        if self.diverged:
+        if self.diverged and self.at_once:
             self.model.stop_training = True
 
     def on_train_batch_end(self, batch, logs=None):

@@ -47,7 +47,7 @@ from keras_lkca.models.classifiers import (
     warn_if_scaled,
 )
 from keras_lkca.models.colors import colors_of
-from keras_lkca.models.image_model import as_names, given_name
+from keras_lkca.models.image_model import as_names, copy_of, given_name
 from keras_lkca.training import (
     callbacks,
     distillation,
@@ -200,7 +200,7 @@ def fit(
             and the learning rate stay as they are, one process writes, and the losses
             are those of one device within rounding (docs/learn/several-devices.md says
             where they are not). `None` for one device. A run may be resumed on another
-            number of devices.
+            number of devices, and ends with the same weights where the losses are.
 
     Returns:
         What `metrics.json` holds.
@@ -320,6 +320,15 @@ def fit(
     for split, (images, _) in pairs.items():
         scaled = scaled or warn_if_scaled(model, images, f"{split}[0]")
     steps = _steps(train, recipe, arguments["steps_per_epoch"])
+    engine.check(recipe, train)
+    accumulated = recipe.gradient_accumulation_steps
+    fewest = min(frozen or recipe.epochs, recipe.epochs - frozen or recipe.epochs)
+    if accumulated > fewest * steps:
+        raise ValueError(
+            "`gradient_accumulation_steps` of the recipe must be at most the steps "
+            "that are trained, or no weight would change. Received: "
+            f"gradient_accumulation_steps={accumulated} for {fewest * steps} steps"
+        )
     if _is_pair(train):
         check_divides(engine.count, recipe.batch_size)
     keras.utils.set_random_seed(arguments["seed"])
@@ -357,26 +366,26 @@ def fit(
     }
     seeds, rows = callbacks.seeds(model), []
     with engine.scope():
-        network = engine.copy(model)
+        network = engine.copy(model, copy_of)
         averaging = compiled(network, frozen)
         batches, labels_of = _batches(
             train, network, recipe, facts, arguments, pipeline, steps, scaled
         )
         if config:
             folder = pathlib.Path(output).expanduser()
-            for turn in (True, False):  # the first mends the folder
-                if engine.writes == turn:
-                    rows = restore(network, folder, config, current, frozen)
-                engine.from_first()
+            state = network, folder, config, current, frozen
+            rows = engine.first(lambda: restore(*state))  # which mends the folder
+            if not engine.writes:
+                rows = restore(*state)
         else:
-            folder = new_folder(output, slug) if engine.writes else None
-            folder = engine.from_first(folder)
+            folder = engine.first(lambda: new_folder(output, slug))
             config = {
                 "arguments": arguments,
                 "command": shlex.join(sys.argv),
                 "pipeline": pipeline,
                 "name": name,
                 "seeds": seeds,
+                "devices": engine.count,
                 **current,
                 **conditions(),
             }
@@ -384,12 +393,16 @@ def fit(
                 write_json(folder / "config.json", config)
         if (folder / "metrics.json").exists():
             print(f"the run in {shown(folder)} is complete")
+            if network is not model:
+                model.set_weights(network.get_weights())
+                compiled(model, frozen)
             return json.loads((folder / "metrics.json").read_text())
         images = f"{len(train[0]):,} images, " if _is_pair(train) else ""
+        on_devices = f" on {engine.count} devices" if distribute is not None else ""
         resumed = f", resumed after epoch {len(rows)}" if rows else ""
         print(
             f"{shown(name)}: {current['parameters']:,} parameters, {images}"
-            f"{steps} steps per epoch{resumed}"
+            f"{steps} steps per epoch{on_devices}{resumed}"
         )
         # Of a run that trains all of the model in the end.
         uncounted = frozen if frozen < recipe.epochs else 0
@@ -420,7 +433,7 @@ def fit(
             looked_at = None
             if validation is not None:
                 looked_at = batchwise(validation[0], recipe.batch_size, validation[1])
-            with _told(train, validation):
+            with _told(engine, train, validation):
                 network.fit(
                     engine.share(begin),
                     validation_data=looked_at,
@@ -435,7 +448,7 @@ def fit(
                         callbacks.SetSeeds(steps, config.get("seeds")),
                         *seeding,
                         *averaging,
-                        callbacks.StopWhenDiverged(),
+                        callbacks.StopWhenDiverged(at_once=engine.processes == 1),
                         callbacks.Keep(folder, rows, engine.writes),
                         callbacks.StopEarly(rows, recipe.patience, uncounted),
                         progress,
@@ -478,24 +491,21 @@ def fit(
     if early and engine.writes:
         print(f"stopped early: no better epoch since {callbacks.best_epoch(rows)}")
     config = {**config, "stopped_early": early}
-    if not engine.writes:
-        return engine.from_first()
     if network is not model:
         compiled(model, frozen)
-    splits = validation, test, on_test
-    with engine.apart(), _told(validation, test):
-        metrics = _finish(model, config, folder, rows, splits, names, task, frozen)
-    return engine.from_first(metrics)
+    finish = model, config, folder, rows, (validation, test, on_test), names, task
+    with engine.apart(), _told(engine, validation, test):
+        return engine.first(lambda: _finish(*finish, frozen))
 
 
 @contextlib.contextmanager
-def _told(*splits):
-    """Raise of images in files the error that TensorFlow makes another of."""
+def _told(engine, *splits):
+    """Raise the error of batches, or of images in files, that TensorFlow hides."""
     try:
         yield
     except Exception as error:
-        for images in (pair[0] for pair in splits if _is_pair(pair)):
-            problem = getattr(images, "problem", None)
+        for source in (engine, *(pair[0] for pair in splits if _is_pair(pair))):
+            problem = getattr(source, "problem", None)
             if problem not in (None, error):
                 raise problem from error
         raise

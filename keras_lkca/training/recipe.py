@@ -130,9 +130,10 @@ class Recipe:
         dice_weight: Number by which the Dice loss is multiplied that a segmenter's
             cross-entropy gets beside it; 0 for none.
         gradient_accumulation_steps: Positive integer, how many steps' gradients are
-            averaged before the weights change: batches of `batch_size` times as many
-            images in the memory of one, but for BatchNormalization, which sees each
-            step's. The schedule and the steps of an epoch are counted as before.
+            averaged before the weights change, as if a batch had as many times
+            `batch_size` images, in the memory of `batch_size`. BatchNormalization still
+            sees `batch_size` at a time. The schedule and the steps of an epoch are
+            counted as before.
         augment: `keras_lkca.data.Augmentation`, what is done to the training images.
             A dataset whose mirrored images are of other classes is never mirrored.
             Its fields count as the recipe's in JSON, in `from_dict` and in the
