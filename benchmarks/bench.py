@@ -39,6 +39,7 @@ def parse():
         ("scaling", "one block on 64 to 16,384 tokens, LKCA against attention"),
         ("dense", "segmenters on 2,700 and 16,384 tokens, LKCA against attention"),
         ("pipeline", "images per second of the input pipeline and of fit"),
+        ("files", "images per second decoded from folders and tar files"),
         ("deploy", "exported files in the runtimes that serve them"),
         ("quantize", "size, speed and accuracy of a trained model's 8-bit files"),
         ("figures", "draw what results/ holds"),
@@ -144,6 +145,7 @@ def main():
         "scaling": models.scaling_rows,
         "dense": models.dense_rows,
         "pipeline": models.pipeline_rows,
+        "files": models.file_rows,
         "deploy": deployment.deploy_rows,
         "quantize": deployment.quantize_rows,
     }[arguments.command]
@@ -192,7 +194,7 @@ def markdown(command, record):
         "process held before the call.\n\n"
     )
     rows = record["rows"]
-    if command == "pipeline":
+    if command in ("pipeline", "files"):
         text = "| | images per second | range |\n|---|---|---|\n"
         for row in rows:
             rate = row["images_per_second"]

@@ -1,11 +1,15 @@
-"""`bench.py model`, `scaling`, `dense` and `pipeline`: whole steps of training."""
+"""`bench.py model`, `scaling`, `dense`, `pipeline` and `files`: steps and images."""
 
+import pathlib
+import tarfile
+import tempfile
 import time
 
 import keras
 import numpy as np
 from harness import peak_memory
 from others import attention_net
+from PIL import Image
 
 from keras_lkca import LKCANet, LKCASegmenter, LKCAViT, ViT, data
 from keras_lkca.backend import repeatable
@@ -224,6 +228,50 @@ def pipeline_rows(arguments):
         callbacks=[clock],
     )
     note(f"fit lkca_vit_tiny, {dtype}, no augmentation", clock.times[1:])
+    return rows
+
+
+def file_rows(arguments):
+    """Measure images per second decoded from JPEG files, in a folder and in a tar.
+
+    The pictures are noise whose spectrum falls as that of photographs does.
+    """
+    rng, count, rows = np.random.default_rng(0), 256, []
+    frequency = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500))
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        places = [folder / name for name in ("files", "tar")]
+        (places[0] / "class").mkdir(parents=True)
+        places[1].mkdir()
+        for index in range(count):
+            noise = np.fft.rfft2(rng.normal(size=(3, 375, 500)))
+            pixels = np.fft.irfft2(noise / np.maximum(frequency, 1e-3), (375, 500))
+            pixels = 128 + 50 * pixels / pixels.std()
+            picture = np.clip(pixels, 0, 255).astype("uint8").transpose(1, 2, 0)
+            path = places[0] / "class" / f"{index:04}.jpg"
+            Image.fromarray(picture).save(path, quality=95)
+        with tarfile.open(places[1] / "0.tar", "w") as tar:
+            tar.add(places[0] / "class", "class")
+        size = sum(path.stat().st_size for path in places[0].rglob("*.jpg"))
+        what = f"500 x 375, {size / count / 1000:.0f} kB each"
+
+        def note(name, times):
+            rows.append({"what": name, "images_per_second": rate(count, times)})
+            print(rows[-1], flush=True)
+
+        for place in places:
+            for side in (64, 224):
+                times = []
+                for _ in range(6):
+                    start = time.perf_counter()
+                    images, *_ = data.from_directory(place, side)
+                    times.append(time.perf_counter() - start)
+                note(f"{what}, from {place.name}, to {side} x {side}", times[1:])
+        clock = Clock()
+        model = compiled(LKCANet.from_preset("lkca_net_08m", (224, 224, 3)), "auto")
+        labels = np.eye(10, dtype="float32")[np.zeros(count, int)]
+        model.fit(images, labels, 32, epochs=4, verbose=0, callbacks=[clock])
+        note("fit lkca_net_08m, 224 x 224", clock.times[1:])
     return rows
 
 
