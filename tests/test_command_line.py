@@ -590,6 +590,7 @@ def test_names_that_are_no_utf_8(digits_model, tmp_path):
 # export, report, calibrate
 
 
+@pytest.mark.once
 def test_export_writes_and_checks(call, digits_model, tmp_path):
     for package in deploy.FORMATS["onnx"].packages:
         pytest.importorskip(package)
@@ -630,6 +631,7 @@ def test_every_argument_of_export_has_an_option(
     assert received == {"model": str(digits_model), "output": "out"}
 
 
+@pytest.mark.once
 def test_report_on_a_folder_and_on_a_dataset(
     call, digits_model, digit_folder, tmp_path, monkeypatch
 ):
@@ -677,6 +679,7 @@ def test_calibrate(call, monkeypatch):
 # train
 
 
+@pytest.mark.once
 def test_train_on_own_images(rng, tmp_path, call):
     """Reddish cats and bluish dogs, in a folder called as a dataset is not."""
     pets = tmp_path / "pets"
@@ -754,6 +757,7 @@ def cifar100(tmp_path_factory):
     return root
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # what TFDS does while it writes is its own
 def test_train_on_a_prepared_dataset(cifar100, tmp_path):
     out, _ = run(

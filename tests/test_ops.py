@@ -173,7 +173,12 @@ def test_the_pass_changes_no_number(training, rng):
     )
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+# JAX compiles every shape anew.
+@settings(
+    deadline=None,
+    max_examples=12 if keras.config.backend() == "jax" else 25,
+    derandomize=True,
+)
 @given(
     grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     half_kernel=st.tuples(st.integers(0, 6), st.integers(0, 6)),

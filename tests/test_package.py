@@ -60,6 +60,7 @@ def test_needs_keras_numpy_and_one_backend_alone(run_python):
     assert "bare" in run_python("-c", BARE, *sorted(blocked))
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):

@@ -615,6 +615,7 @@ def test_frozen_is_what_came_from_the_backbone(tmp_path):
     assert changed <= decoder and {"classifier", "p1_lateral"} <= changed
 
 
+@pytest.mark.once
 def test_a_learning_rate_is_found():
     recipe = Recipe.segmentation(batch_size=8, crop_padding=1)
     found = find_learning_rate(segmenter(), scenes(16), recipe, steps=40)
@@ -728,6 +729,7 @@ def test_exports(format, tmp_path, rng):
     np.testing.assert_allclose(found, chances, atol=1e-4)
 
 
+@pytest.mark.once
 def test_it_is_explained(tmp_path, rng):
     """Down to the receptive field of a pixel."""
     model = shaken(segmenter(), rng)
@@ -742,6 +744,7 @@ def test_it_is_explained(tmp_path, rng):
 # The command line
 
 
+@pytest.mark.once
 def test_from_the_command_line(tmp_path, capsys, rng):
     for split, count in (("train", 12), ("test", 4)):
         write_scenes(tmp_path / "scenes" / split, count, seed=count)

@@ -158,6 +158,7 @@ def test_where_no_temperature_can_be_found_or_kept(squares):
             with_temperature(model, temperature)
 
 
+@pytest.mark.once
 def test_a_run_tells_its_temperature(tmp_path):
     test = data.digits("test")
     recipe, model = quick(learning_rate=1e-2), tiny(patch_size=2, embed_dim=16)

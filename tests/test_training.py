@@ -83,6 +83,7 @@ def test_half_precision_resumes_after_the_right_epoch(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == FILES
 
 
+@pytest.mark.once
 def test_config_repeats_the_run(tmp_path):
     """What config.json holds gives the same weights in another folder."""
     recipe = quick(epochs=1, mix_probability=0.5, drop_path_rate=0.2, rand_augment=1)
@@ -101,6 +102,7 @@ def test_config_repeats_the_run(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.once
 def test_the_best_epoch_is_chosen_on_validation_images(tmp_path, monkeypatch):
     """And kept: of three epochs the second, by figures that say so."""
 
@@ -122,6 +124,7 @@ def test_the_best_epoch_is_chosen_on_validation_images(tmp_path, monkeypatch):
     assert "validation" in metrics["best_epoch_chosen_on"]
 
 
+@pytest.mark.once
 def test_or_on_the_test_images_if_asked(tmp_path):
     metrics = training.train(
         "digits", recipe=quick(epochs=1), output=tmp_path / "a", select="test", **SHORT
@@ -255,6 +258,7 @@ def test_atomic_leaves_the_old_file_where_writing_fails(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
+@pytest.mark.once
 def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch):
     """Where the second epoch's model cannot be written, the first's stays."""
     save, calls = keras.Model.save, []
@@ -370,6 +374,7 @@ def short_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -514,6 +519,7 @@ def pets(tmp_path, rng):
     return tmp_path / "pets"
 
 
+@pytest.mark.once
 def test_a_folder_with_its_own_test_images(pets, tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
@@ -661,6 +667,7 @@ def test_a_run_starts_from_a_file(pets, tmp_path):
         training.train(**options)
 
 
+@pytest.mark.once
 def test_a_run_from_a_file_goes_on_without_it(pets, tmp_path, monkeypatch):
     """Also where what is kept of it is frozen, but for the classifier."""
     file = tmp_path / "a.keras"
