@@ -22,7 +22,7 @@ def run_example(capsys, monkeypatch):
     def run(name, *arguments):
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
         with warnings.catch_warnings():
-            warnings.simplefilter("default")  # which a user's program does not raise
+            warnings.simplefilter("ignore")  # which a user's program does not raise
             runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out
 
