@@ -309,10 +309,9 @@ class _Torch(OneDevice):
         batches = begin()
         if _is_tf_data(batches):
             return batches.map(lambda *batch: self._part(batch))
-        return (self._part(batch) for batch in batches)
+        return (self._part(batch) for batch in checked(self.count, batches))
 
     def _part(self, batch):
-        check_divides(self.count, batch[0].shape[0], "The images of a batch")
         each = batch[0].shape[0] // self.count
         rows = slice(self.process * each, (self.process + 1) * each)
         return tuple(part[rows] for part in batch)

@@ -235,6 +235,7 @@ def train(
     settings = merge(settings, config, fitting.DEFAULTS)
     found = {**about, **moved, "seed": settings["seed"]}
     _check(found)
+    several(distribute)  # which gives a process its device, before models are built
     fitting.check_arguments(settings)
     preset = about["preset"]
     if about["start_from"] is None:
@@ -254,7 +255,6 @@ def train(
     elif validation is None:
         share, seed = found["validation_split"], settings["seed"]
         train, validation = fitting.hold_out(train, share, seed, "validation_split")
-    several(distribute)  # which gives a process its device, before the model is built
     keras.utils.set_random_seed(settings["seed"])
     dataset = pathlib.Path(about["dataset"]).name
     if about["start_from"] is None:
