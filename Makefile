@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_BACKEND := $(or $(KERAS_BACKEND),jax)
-BACKENDS ?= tensorflow jax torch
+BACKENDS ?= torch tensorflow jax
 PIP := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test lint docs figures clean

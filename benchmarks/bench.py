@@ -38,6 +38,7 @@ def parse():
         ("model", "training step and inference, LKCA against ViT"),
         ("scaling", "one block on 64 to 16,384 tokens, LKCA against attention"),
         ("dense", "segmenters on 2,700 and 16,384 tokens, LKCA against attention"),
+        ("rematerialize", "training steps that compute again what they could keep"),
         ("pipeline", "images per second of the input pipeline and of fit"),
         ("files", "images per second decoded from folders and tar files"),
         ("deploy", "exported files in the runtimes that serve them"),
@@ -50,7 +51,8 @@ def parse():
             continue
         command.add_argument("--output", help="folder, by default results/")
         command.add_argument("--label", default="", help="added to the file's name")
-        command.add_argument("--batch", type=int, default=128)
+        batch = 32 if name == "rematerialize" else 128
+        command.add_argument("--batch", type=int, default=batch)
         command.add_argument(
             "--seconds", type=float, default=0.3, help="timing, for each call"
         )
@@ -144,6 +146,7 @@ def main():
         "model": models.model_rows,
         "scaling": models.scaling_rows,
         "dense": models.dense_rows,
+        "rematerialize": models.rematerialize_rows,
         "pipeline": models.pipeline_rows,
         "files": models.file_rows,
         "deploy": deployment.deploy_rows,
@@ -171,7 +174,10 @@ def main():
 
     rows = measure(arguments)
     store(rows)
-    counts = arguments.command in ("operator", "model", "scaling", "dense")
+    counts = arguments.command in (
+        *("operator", "model", "scaling", "dense"),
+        "rematerialize",
+    )
     if counts and not arguments.no_memory and countable():
         store(merge(rows, in_memory_process(sys.argv[1:], rows)))
 
@@ -211,6 +217,7 @@ def markdown(command, record):
             "operator": ("grid", "kernel", "pass"),
             "scaling": ("tokens", "pass"),
             "dense": ("size", "tokens", "pass"),
+            "rematerialize": ("model", "size"),
         }
         text += table(rows, columns[command])
     return f"# {command}\n\n{about}\n\n{text}"

@@ -1,4 +1,4 @@
-"""`bench.py model`, `scaling`, `dense`, `pipeline` and `files`: steps and images."""
+"""`bench.py` of models and of the images that they learn from."""
 
 import pathlib
 import tarfile
@@ -16,6 +16,7 @@ from keras_lkca.backend import repeatable
 from keras_lkca.models import attention_block, lkca_block
 from keras_lkca.ops.calibration import alternate
 from keras_lkca.training import Recipe
+from keras_lkca.training.memory import able_to_rematerialize
 from keras_lkca.training.segmentation import SegmentationLoss
 
 # Equal parameters: the paper's two pairs.
@@ -160,6 +161,34 @@ def dense_rows(arguments):
                 {"size": size, "tokens": tokens, "pass": kind, "results": results}
             )
             print(rows[-1], flush=True)
+    return rows
+
+
+def rematerialize_rows(arguments):
+    """Measure training steps that keep everything for the gradient, and that do not."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for kind, preset, size in (
+        (LKCANet, "lkca_net_08m", 96),
+        (LKCAViT, "lkca_vit_tiny", 64),
+        (ViT, "vit_tiny", 64),
+    ):
+        images = rng.integers(0, 256, (arguments.batch, size, size, 3)).astype("uint8")
+        labels = np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, len(images))]
+        calls = {}
+        for name, wanted in (("everything kept", False), ("rematerialized", True)):
+            model = kind.from_preset(
+                preset,
+                *((size, size, 3), CLASSES),
+                patch_size=4,
+                load_weights=False,
+            )
+            for layer in able_to_rematerialize(model):
+                layer.rematerialize = wanted
+            calls[name], _ = steps(compiled(model, jit_settings()[0]), images, labels)
+        row = {"model": preset, "size": size, "results": measured(calls, arguments)}
+        rows.append(row)
+        print(row, flush=True)
     return rows
 
 

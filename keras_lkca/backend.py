@@ -251,15 +251,15 @@ def _repeatable_torch(function, tensors, training):
 
 @contextlib.contextmanager
 def seeded(seed):
-    """Seed the generators of Python, NumPy, the backend and torch within a block.
+    """Seed the generators of Python, NumPy and torch within a block.
 
-    torch's DataLoader draws from torch's under every backend. Afterwards those of
-    Python, NumPy and torch go on as if nothing had been drawn; the global seeds of
-    Keras and TensorFlow, which no function returns, stay as they were set here.
+    torch's DataLoader draws from torch's under every backend. Afterwards they go on as
+    if nothing had been drawn.
     """
     torch = sys.modules.get("torch")
     before = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
-    keras.utils.set_random_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
     if torch:
         torch.manual_seed(seed)
     try:

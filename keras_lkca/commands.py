@@ -9,6 +9,7 @@ import numpy as np
 from keras_lkca import data, deploy, interpret, ops, training
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.batches import drawn_by
+from keras_lkca.data.decoding import part_of
 from keras_lkca.data.folders import images_below
 from keras_lkca.data.masks import is_mask_directory, read_mask_directory
 from keras_lkca.deploy.prediction import (
@@ -262,7 +263,7 @@ def _part(images, labels, source, split, whole, channels):
     if whole and split:
         test, train = data.split(drawn_by(labels), TEST_SHARE, seed=0)
         rows = test if split == "test" else train
-        images, labels = images[rows], labels[rows]
+        images, labels = part_of(images, rows), labels[rows]
     if channels == 1:
         images = grey(images)
     return images, labels, f"{source}, {split}" if split else str(source)

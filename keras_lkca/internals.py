@@ -83,7 +83,7 @@ def is_quantized(layer):
 
 def forget_compiled(model):
     """Have a model compile anew: its compiled functions hold arrays as constants."""
-    model.predict_function = model.test_function = None
+    model.train_function = model.predict_function = model.test_function = None
 
 
 def seed_states(model):

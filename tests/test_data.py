@@ -437,6 +437,32 @@ def test_a_dataset_of_ones_own_goes_on_from_any_epoch(kind):
     assert len({x.tobytes() for x, _ in whole}) == 9
 
 
+class Brightened:
+    """Batches that draw by Keras, which has one seed for all."""
+
+    def __iter__(self):
+        for _ in range(3):
+            images, labels = numbered(8)
+            yield images + keras.ops.convert_to_numpy(keras.random.uniform(())), labels
+
+
+def test_what_keras_draws_is_drawn_again(monkeypatch):
+    """Keras is seeded once an epoch: TensorFlow makes its functions ready anew then."""
+    seeded, seeds = keras.utils.set_random_seed, []
+
+    def noted(seed):
+        seeds.append(seed)
+        seeded(seed)
+
+    monkeypatch.setattr(keras.utils, "set_random_seed", noted)
+    whole = take(data.dataset_batches(Brightened(), 20, 3), 9)
+    assert 3 <= len(seeds) == len(set(seeds)) <= 4  # the next may have begun
+    rest = take(data.dataset_batches(Brightened(), 20, 3, first_epoch=2), 3)
+    for (x, _), (x_rest, _) in zip(whole[6:], rest, strict=True):
+        np.testing.assert_array_equal(x, x_rest)
+    assert len({x.tobytes() for x, _ in whole}) == 9
+
+
 @OWN
 def test_a_dataset_of_ones_own_gives_all_of_it(kind):
     own = kind(*numbered(20))

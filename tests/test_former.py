@@ -41,6 +41,7 @@ def test_a_former_model_has_its_names():
         assert keras_lkca.predict(model, images, top=1)[0][0][0] in model.class_names
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # the converter's own
 def test_a_former_model_is_exported(tmp_path):
     pytest.importorskip("tf2onnx")

@@ -56,6 +56,7 @@ def with_random_weights(model, rng):
     return model
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("preset", "size", "patch", "classes", "count"), COUNTS)
 def test_preset_parameter_counts(preset, size, patch, classes, count):
     model = CLASSES[PRESETS[preset].model].from_preset(

@@ -4,10 +4,11 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, quick
 
 from keras_lkca import LKCANet, LKCAViT, ViT, data
-from keras_lkca.training import Recipe
+from keras_lkca.internals import sublayers
+from keras_lkca.training import Recipe, callbacks, fit
 
 
 def test_json_round_trip(tmp_path):
@@ -27,7 +28,7 @@ def test_a_former_recipe_is_what_it_was():
     later |= {"layer_decay": 1.0, "patience": None}
     later |= {"distill_weight": 0.9, "distill_temperature": 4.0}
     later |= {"dice_weight": 0.0, "zoom": 0.0, "rotation": 0.0}
-    later |= {"gradient_accumulation_steps": 1}
+    later |= {"gradient_accumulation_steps": 1, "rematerialize": False}
     assert recipe.to_dict() == {**values, **later}
 
 
@@ -142,6 +143,52 @@ def test_gradients_are_accumulated(layer_decay):
     assert not np.allclose(weights[0][0], 1, rtol=1e-4)
     for one, accumulated in zip(*weights, strict=True):
         np.testing.assert_allclose(accumulated, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "dtype"), [(LKCANet, "float32"), (ViT, "mixed_bfloat16")]
+)
+def test_what_is_computed_again_is_the_same(model_class, dtype, tmp_path, monkeypatch):
+    """With what is drawn at random; half precision as far as compilers round alike."""
+    again = []
+    monkeypatch.setattr(keras, "remat", _counted(keras.remat, again))
+    weights, losses = [], []
+    for wanted in (False, True):
+        keras.utils.set_random_seed(1)
+        options = {"drop_path_rate": 0.2, "dropout_rate": 0.2}
+        options |= {"patch_size": 4, "embed_dim": 32, "depth": 1}
+        model = model_class((8, 8, 1), dtype=dtype, **options)
+        recipe = quick(epochs=1, rematerialize=wanted)
+        options = {"recipe": recipe, "steps_per_epoch": 3}
+        output = tmp_path / str(wanted)
+        fit(model, data.digits(), output=output, **options)
+        losses.append(callbacks.read_history(output / "history.csv")[0]["loss"])
+        weights.append(model.get_weights())
+        assert bool(again) == wanted
+    assert not any(getattr(x, "rematerialize", False) for x in sublayers(model))
+    exact = dtype == "float32"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if exact else 1e-2)
+    for one, other in zip(*weights, strict=True):
+        if exact:
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def _counted(function, calls):
+    def counted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counted
+
+
+def test_what_cannot_be_computed_again(tmp_path):
+    layers = [keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    message = "`rematerialize` of the recipe needs a model with LKCA"
+    with pytest.raises(ValueError, match=message):
+        fit(model, data.digits(), recipe=quick(rematerialize=True), output=tmp_path)
+    with pytest.raises(ValueError, match="`rematerialize` must be True or False"):
+        Recipe(rematerialize=1)
 
 
 STAGES = {"stem_filters": (4,), "patch_size": 2, "embed_dim": (8, 8), "depth": (1, 1)}

@@ -324,7 +324,8 @@ def dataset_batches(
     it is iterated. While it begins, and for each batch, the generators of Python, NumPy
     and torch are seeded from `seed` and the step: what shuffles or augments by those
     draws the same again after a restart. So does a `tf.data.Dataset` that shuffles with
-    a seed of its own. Keras's and TensorFlow's own seeds are set too, and stay so.
+    a seed of its own. Keras's and TensorFlow's own seeds are set at the beginning of
+    each epoch, and stay so.
 
     Args:
         dataset: `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`, or any
@@ -467,7 +468,11 @@ def check_known(class_weight):
 
 def _begin(dataset, seed, epoch):
     """Begin an epoch of a dataset, and return its batches."""
-    with seeded(int(batch_seed(seed, epoch)[0])):
+    first = int(batch_seed(seed, epoch)[0])
+    with seeded(first):
+        # Of Keras and TensorFlow too, whose seeds no function returns. Not for every
+        # batch: TensorFlow would forget the functions that it has made ready.
+        keras.utils.set_random_seed(first)
         if not isinstance(dataset, keras.utils.PyDataset):
             return iter(dataset)
         if epoch:

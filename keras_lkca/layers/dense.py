@@ -27,6 +27,10 @@ class TokenDense(keras.layers.Dense):
         *args: See `keras.layers.Dense`.
         **kwargs: See `keras.layers.Dense`.
 
+    Attributes:
+        rematerialize: Whether training keeps the inputs alone, and computes the rest
+            again for the gradient. `False`, unless `keras_lkca.training.fit` is told.
+
     Call arguments:
         inputs: The tokens.
 
@@ -50,6 +54,8 @@ class TokenDense(keras.layers.Dense):
         - Keras, [Dense layer](https://keras.io/api/layers/core_layers/dense/).
     """
 
+    rematerialize = False
+
     def __init__(self, units: int, *args, **kwargs):
         super().__init__(check_positive_int("units", units), *args, **kwargs)
 
@@ -59,17 +65,35 @@ class TokenDense(keras.layers.Dense):
         # A trace is to serve other grids too, and to know its channels.
         if None in grid or channels is None or is_traced():
             return super().call(inputs, training=training)
+        weights = [self.kernel] if self.bias is None else [self.kernel, self.bias]
+        if self.rematerialize and training:
+            return recomputed(self._product, inputs, *weights)
+        return self._product(inputs, *weights)
+
+    def _product(self, inputs, kernel, bias=None):
+        *grid, channels = inputs.shape[1:]
         outputs = ops.reshape(inputs, (-1, channels))
-        if self.bias is None:
-            outputs = ops.matmul(outputs, self.kernel)
+        if bias is None:
+            outputs = ops.matmul(outputs, kernel)
         else:
-            outputs = affine(outputs, self.kernel, self.bias)
+            outputs = affine(outputs, kernel, bias)
         outputs = ops.reshape(outputs, (-1, *grid, self.units))
         return outputs if self.activation is None else self.activation(outputs)
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Quantize as `keras.layers.Dense`, whose own way to compute it then takes."""
         super().quantize(mode, type_check=False, config=config)
+
+
+def recomputed(function, *tensors):
+    """Apply a function, of which training keeps the arguments alone.
+
+    Args:
+        function: Function of tensors without random numbers, which neither reads nor
+            changes other weights: those are read here, in the layer's own dtype.
+        *tensors: What it is applied to, tensors and weights.
+    """
+    return keras.remat(function)(*map(ops.convert_to_tensor, tensors))
 
 
 class HoldsDense:

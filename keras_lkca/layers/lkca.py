@@ -12,7 +12,13 @@ from keras_lkca.checks import (
     check_rate,
     check_seed,
 )
-from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
+from keras_lkca.layers.dense import (
+    HoldsDense,
+    TokenDense,
+    fresh,
+    recomputed,
+    set_dropout_rate,
+)
 from keras_lkca.ops.conv import check_method
 
 
@@ -64,6 +70,10 @@ class LKCA(HoldsDense, keras.layers.Layer):
         seed: Integer or `None`, seed of the dropout.
         **kwargs: Keras's own layer arguments, such as `name` and `dtype`.
 
+    Attributes:
+        rematerialize: Whether training keeps the inputs alone, and computes the rest
+            again for the gradient. `False`, unless `keras_lkca.training.fit` is told.
+
     Call arguments:
         inputs: The feature map.
         training: Whether dropout is active; `method="auto"` plans for it.
@@ -97,6 +107,8 @@ class LKCA(HoldsDense, keras.layers.Layer):
         - Dauphin et al., "Language Modeling with Gated Convolutional Networks",
           [arXiv 1612.08083](https://arxiv.org/abs/1612.08083), for the gate.
     """
+
+    rematerialize = False
 
     def __init__(
         self,
@@ -219,14 +231,24 @@ class LKCA(HoldsDense, keras.layers.Layer):
 
     def call(self, inputs, training=None):
         """Mix the tokens of a feature map."""
+        if self.rematerialize and training:
+            mixed = recomputed(
+                lambda inputs, kernel: self._mix(inputs, kernel, training),
+                *(inputs, self.kernel),
+            )
+        else:
+            mixed = self._mix(inputs, self.kernel, training)
+        return self.dropout(mixed, training=training)
+
+    def _mix(self, inputs, kernel, training):
         values = self.value(inputs)
         method = self.method
         if method == "auto" and None in self.grid and is_traced():
             method = "depthwise"  # the trace of one grid is to serve any
-        values = ops.large_kernel_conv(values, self.kernel, method, training)
+        values = ops.large_kernel_conv(values, kernel, method, training)
         if self.gate_activation is not None:
             values = values * self.gate(inputs)
-        return self.dropout(self.projection(values), training=training)
+        return self.projection(values)
 
     def attention_matrix(self, height: int | None = None, width: int | None = None):
         """Return the layer's kernels as the attention matrices that they stand for.

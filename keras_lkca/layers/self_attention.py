@@ -8,7 +8,13 @@ from keras_lkca.checks import (
     check_rate,
     check_seed,
 )
-from keras_lkca.layers.dense import HoldsDense, TokenDense, fresh, set_dropout_rate
+from keras_lkca.layers.dense import (
+    HoldsDense,
+    TokenDense,
+    fresh,
+    recomputed,
+    set_dropout_rate,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_lkca")
@@ -30,6 +36,10 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         bias_initializer: Initializer of the bias.
         seed: Integer or `None`, seed of the dropout.
         **kwargs: Keras's own layer arguments, such as `name` and `dtype`.
+
+    Attributes:
+        rematerialize: Whether training keeps the inputs alone, and computes the rest
+            again for the gradient. `False`, unless `keras_lkca.training.fit` is told.
 
     Call arguments:
         inputs: The tokens.
@@ -56,6 +66,8 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         - Vaswani et al., "Attention Is All You Need", [arXiv 1706.03762](
           https://arxiv.org/abs/1706.03762), section 3.2.
     """
+
+    rematerialize = False
 
     def __init__(
         self,
@@ -124,6 +136,13 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
 
     def call(self, inputs, training=None):
         """Mix the tokens by their similarity."""
+        if self.rematerialize and training:
+            mixed = recomputed(self._mix, inputs)
+        else:
+            mixed = self._mix(inputs)
+        return self.dropout(mixed, training=training)
+
+    def _mix(self, inputs):
         tokens, channels = ops.shape(inputs)[1:]
         query, key, value = self._split(inputs)
         # JAX has no float16 attention on a CPU; bfloat16 is fine everywhere.
@@ -132,7 +151,7 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
         mixed = ops.dot_product_attention(query, key, value)
         mixed = ops.reshape(mixed, (-1, tokens, channels))
         mixed = ops.cast(mixed, self.compute_dtype)
-        return self.dropout(self.projection(mixed), training=training)
+        return self.projection(mixed)
 
     def _split(self, inputs):
         tokens, channels = ops.shape(inputs)[1:]

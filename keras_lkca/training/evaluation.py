@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_lkca.checks import check_positive_int
 from keras_lkca.data.batches import as_one_hot
+from keras_lkca.data.decoding import ImageFiles
 from keras_lkca.data.masks import as_masks
 from keras_lkca.files import shown
 from keras_lkca.models import classifiers
@@ -27,7 +28,8 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
     Args:
         model: A classifier that returns logits, or ends with a softmax or a sigmoid;
             or a segmenter, as `keras_lkca.LKCASegmenter`.
-        images: Array of images in [0, 255], `(n, height, width, channels)`.
+        images: Array of images in [0, 255], `(n, height, width, channels)`; of a
+            classifier also `keras_lkca.data.ImageFiles`, decoded some at a time.
         labels: Integer array `(n,)`, or shares of the classes `(n, classes)` that sum
             to 1, of which the largest is the true class; for one column `(n,)` or
             `(n, 1)` of 0 and 1; for several labels an image `(n, classes)` of 0 and 1;
@@ -79,14 +81,27 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
     # A classifier of vectors has nothing that images must be.
     if len(getattr(model, "input_shape", None) or ()) != 2:
         check_shapes(model)
-        images = as_images(model, images)
-        warn_if_scaled(model, images)
+        if isinstance(images, ImageFiles):
+            as_images(model, images[:1])  # as a check
+        else:
+            images = as_images(model, images)
+            warn_if_scaled(model, images)
     task = task_with(model, labels)
-    if mirror:
-        outputs = probabilities(model, images, batch_size, mirror, task)
-        return compare(outputs, labels, task, logits=False)
-    outputs = outputs_of(model, images, batch_size)
-    return compare(outputs, labels, task, logits=not gives_probabilities(model))
+
+    def outputs(images):
+        if mirror:
+            return probabilities(model, images, batch_size, mirror, task)
+        return outputs_of(model, images, batch_size)
+
+    if isinstance(images, ImageFiles):
+        true_shares(labels, len(images), model.output_shape[-1], task)
+        some = 8 * batch_size
+        parts = range(0, len(images), some)
+        known = np.concatenate([outputs(images[i : i + some]) for i in parts])
+    else:
+        known = outputs(images)
+    logits = not mirror and not gives_probabilities(model)
+    return compare(known, labels, task, logits)
 
 
 def task_with(model, labels):

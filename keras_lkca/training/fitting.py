@@ -56,6 +56,7 @@ from keras_lkca.training import (
     temperature,
 )
 from keras_lkca.training.freezing import check_head, frozen_epochs, head_alone
+from keras_lkca.training.memory import able_to_rematerialize, rematerialized
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
 from keras_lkca.training.state import (
     LEFT_OUT,
@@ -270,6 +271,8 @@ def fit(
     frozen = frozen_epochs(arguments["freeze"], recipe.epochs)
     if frozen:
         check_head(model)
+    if recipe.rematerialize:
+        able_to_rematerialize(model)
     for argument, needed in (
         ("freeze", frozen),
         ("teacher", teacher is not None),
@@ -433,7 +436,8 @@ def fit(
             looked_at = None
             if validation is not None:
                 looked_at = batchwise(validation[0], recipe.batch_size, validation[1])
-            with _told(engine, train, validation):
+            spared = rematerialized(network, recipe.rematerialize)
+            with spared, _told(engine, train, validation):
                 network.fit(
                     engine.share(begin),
                     validation_data=looked_at,

@@ -134,6 +134,9 @@ class Recipe:
             `batch_size` images, in the memory of `batch_size`. BatchNormalization still
             sees `batch_size` at a time. The schedule and the steps of an epoch are
             counted as before.
+        rematerialize: Whether `LKCA` and `SelfAttention` layers, and the expanding ones
+            of MLPs, keep their inputs alone for the gradient and compute the rest
+            again: the same training in less memory, for more time.
         augment: `keras_lkca.data.Augmentation`, what is done to the training images.
             A dataset whose mirrored images are of other classes is never mirrored.
             Its fields count as the recipe's in JSON, in `from_dict` and in the
@@ -174,6 +177,7 @@ class Recipe:
     distill_temperature: float = 4.0
     dice_weight: float = 0.0
     gradient_accumulation_steps: int = 1
+    rematerialize: bool = False
     augment: Augmentation = dataclasses.field(
         default_factory=lambda: Augmentation(**_AUGMENTATION)
     )
@@ -212,11 +216,12 @@ class Recipe:
             checked["patience"] = check_positive_int("patience", self.patience)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if not isinstance(self.decay_everything, bool):
-            raise ValueError(
-                "`decay_everything` must be True or False. "
-                f"Received: decay_everything={self.decay_everything!r}"
-            )
+        for name in ("decay_everything", "rematerialize"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(
+                    f"`{name}` must be True or False. Received: {name}={value!r}"
+                )
         if not isinstance(self.augment, Augmentation):
             raise ValueError(
                 "`augment` must be a keras_lkca.data.Augmentation. "
