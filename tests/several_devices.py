@@ -3,8 +3,9 @@
     python several_devices.py FOLDER STEP...
 
 A step is a number of devices to train on, "odd" for batches that they cannot share,
-"diverges" for a loss that overflows on the first of them, "dies" for a process that
-ends in the second epoch, or "resume" to go on with its run.
+"model" for a model whose weights four of JAX's share out, "diverges" for a loss that
+overflows on the first of them, "dies" for a process that ends in the second epoch, or
+"resume" to go on with its run.
 torch has a process per device, started by torchrun, and each step takes all of them.
 """
 
@@ -36,6 +37,10 @@ class Losses(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.found.append(float(logs["loss"]))
+
+    def on_train_end(self, logs=None):
+        kernel = self.model.get_layer("block_0_mlp_expand").kernel.value
+        self.whole = getattr(kernel, "is_fully_replicated", True)
 
 
 def small():
@@ -75,7 +80,8 @@ def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
             arrays[f"{name}{key}"] = metrics["last"][key]
         for i, weight in enumerate(model.get_weights()):
             arrays[f"{name}weight{i}"] = weight
-    np.savez(folder / f"process{PROCESS}.npz", losses=losses.found, **arrays)
+    arrays |= {"losses": losses.found, "whole": losses.whole}
+    np.savez(folder / f"process{PROCESS}.npz", **arrays)
 
 
 def fit_batches(folder, size, scale):
@@ -111,6 +117,18 @@ def on(count):
     return contextlib.nullcontext()
 
 
+def of_parts():
+    """A context in which two devices hold an MLP's halves, and two more the same."""
+    engine = keras.distribution
+    mesh = engine.DeviceMesh((2, 2), ("batch", "model"), engine.list_devices())
+    layouts = engine.LayoutMap(mesh)
+    layouts[".*mlp_expand/kernel"] = (None, "model")
+    layouts[".*mlp_expand/bias"] = ("model",)
+    layouts[".*mlp_project/kernel"] = ("model", None)
+    parallel = engine.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    return parallel.scope()
+
+
 def main(folder, *steps):
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
@@ -120,7 +138,7 @@ def main(folder, *steps):
             [tf.config.LogicalDeviceConfiguration()] * 4,
         )
     for step in steps:
-        with on(int(step) if step.isdigit() else 2):
+        with of_parts() if step == "model" else on(int(step) if step.isdigit() else 2):
             if step == "odd":
                 with printed(ValueError):
                     train(folder / step, batch_size=31)

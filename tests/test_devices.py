@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
         printed += launch(folder, "resume", processes=2)
         launch(folder, "4", processes=4)
     elif keras.config.backend() == "jax":
-        printed = launch(folder, "2", "odd", "4")
+        printed = launch(folder, "2", "odd", "4", "model")
     else:  # whose devices work together in one way alone, in a process
         printed = launch(folder, "2", "odd") + launch(folder, "4")
     return folder, printed
@@ -88,9 +88,21 @@ def test_several_devices_train_as_one(count, runs):
             close(arrays, one, "net")  # whose statistics are of all images there
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "jax", reason="the other engines share no model out"
+)
+def test_devices_that_share_a_model_out_train_as_one(runs):
+    (one,), (parts,) = kept(runs[0] / "1"), kept(runs[0] / "model")
+    assert one["whole"] and not parts["whole"]
+    np.testing.assert_allclose(parts["losses"], one["losses"], rtol=1e-4)
+    close(parts, one, "weight")
+    close(parts, one, "test_loss")
+
+
 def test_one_process_writes(runs):
     folder, printed = runs
-    assert printed.count("epoch 1/2") == 2  # once for each of two runs
+    # Once for each run, whatever the number of processes.
+    assert printed.count("epoch 1/2") == 2 + (keras.config.backend() == "jax")
     names = {path.name for path in (folder / "2").iterdir()}
     assert {"config.json", "history.csv", "last.keras", "metrics.json"} <= names
     config = json.loads((folder / "2" / "config.json").read_text())
