@@ -75,7 +75,7 @@ def main(arguments=None):
         run(**given)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _fail(command, 130, _interrupted(command, given.get("output")))
+        _fail(command, 130, _interrupted(command, given))
     except BrokenPipeError:
         # The reader, such as `head`, has gone; Python must not flush to it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,16 +93,19 @@ def _fail(command, code, message):
     sys.exit(code)
 
 
-def _interrupted(command, output):
+def _interrupted(command, given):
     if command != "train":
         return "interrupted"
+    output = given.get("output")
     if output is None:
         folder = "FOLDER, the run's folder below runs/"
     elif (pathlib.Path(output).expanduser() / "config.json").exists():
         folder = shlex.quote(output)
     else:
         return "interrupted before the run began"
-    return f"interrupted; resume the run with --resume --output {folder}"
+    # Which a run does not keep: it may go on where there are fewer devices.
+    again = " --distribute data" if given.get("distribute") else ""
+    return f"interrupted; resume the run with --resume --output {folder}{again}"
 
 
 def _import_commands():

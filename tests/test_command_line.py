@@ -298,7 +298,10 @@ def test_ctrl_c_says_how_to_resume(call, monkeypatch, tmp_path):
     output.mkdir()
     (output / "config.json").write_text("{}")
     error = call("train", "digits", "--output", output, expect=130)
-    assert f"--resume --output '{output}'" in error
+    assert error.endswith(f"--resume --output '{output}'")
+    given = "--output", output, "--distribute", "data"
+    error = call("train", "digits", *given, expect=130)
+    assert error.endswith(f"'{output}' --distribute data")
     error = call("train", "digits", expect=130)
     assert "--resume --output FOLDER, the run's folder below runs/" in error
     assert call("predict", "m", "a.png", expect=130).endswith("interrupted")
