@@ -163,7 +163,8 @@ class ImageModel(keras.Model):
 
         Raises:
             ValueError: If a layer has `method="spectral"`, and the format no Fourier
-                transforms that it could use.
+                transforms that it could use; or under torch, if ONNX is to have a batch
+                of any size.
         """
         if format in ("onnx", "openvino", "litert"):
             for layer in sublayers(self):
@@ -174,9 +175,22 @@ class ImageModel(keras.Model):
                         f"output, format={format!r}), or a model with "
                         f"method='hybrid'. Received: format={format!r}"
                     )
+        if format in ("onnx", "openvino") and None not in self.input_shape[1:]:
+            self(np.zeros((1, *self.input_shape[1:]), "float32"))  # as Keras asks
         changed = use_erf(self) if format == "onnx" else []
         try:
             return super().export(filepath, format, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SymbolicValueError":  # torch.onnx's
+                raise
+            shape = ", ".join(map(str, (1, *self.input_shape[1:])))
+            raise ValueError(
+                "Keras's LayerNormalization exports to ONNX under torch for one size "
+                "of batch alone. Use keras_lkca.deploy.export(model, output, "
+                "format='onnx'), whose batch is any; or give the size, "
+                f"input_signature=[keras.InputSpec(shape=({shape}), dtype='float32')]. "
+                "Received: a batch of any size"
+            ) from error
         finally:
             for layer in changed:
                 layer.activation = keras.activations.gelu
