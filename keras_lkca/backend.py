@@ -87,6 +87,15 @@ def batches_products():
     return not _backend.is_grad_enabled() or _backend.jit.is_tracing()
 
 
+def multiplies_bfloat16():
+    """Whether products of bfloat16 matrices are faster than those of float32.
+
+    XLA turns them into float32 on a CPU. torch and TensorFlow have their own where the
+    processor does, and where it does not the layers around are slow as well.
+    """
+    return keras.config.backend() != "jax" or device_kind() != "cpu"
+
+
 def spectrum(x, lengths):
     """Transform the last two axes of a real tensor, zero-padded to `lengths`.
 

@@ -238,6 +238,31 @@ def test_dtypes_keep_the_input_s_dtype_and_have_gradients(dtype, method, rng):
         )
 
 
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("method", ["toeplitz", "hybrid", "spectral"])
+def test_half_precision_rounds_a_few_times_at_most(method, offset, rng):
+    """Values and gradients, against float64 of the same rounded operands."""
+    shape, kernel_shape = (1, 12, 10, 4), (23, 19, 2)
+    operands = draw(rng, shape, kernel_shape, shape)
+    operands[0] += offset  # a spectrum has it all in one number
+    rounded = [
+        keras.ops.convert_to_numpy(
+            keras.ops.cast(keras.ops.cast(x, "bfloat16"), "float32")
+        )
+        for x in map(keras.ops.convert_to_tensor, operands)
+    ]
+    inputs, kernel, upstream = rounded
+    found = reference.gradients(
+        lambda x, k: large_kernel_conv(keras.ops.cast(x, "bfloat16"), k, method),
+        *((inputs, kernel), upstream),
+    )
+    wide = [x.astype("float64") for x in rounded]
+    exact = reference.conv(*wide[:2]), *reference.conv_gradients(*wide)
+    for actual, wanted in zip(found, exact, strict=True):
+        error = np.sqrt(np.mean((actual - wanted) ** 2) / np.mean(wanted**2))
+        assert error < 8e-3  # to round once is 1.7e-3
+
+
 @pytest.mark.parametrize("method", ["depthwise", "auto"])
 def test_dynamic_height_and_width(method, rng):
     (kernel,) = draw(rng, (5, 5, 2))

@@ -137,8 +137,9 @@ class FixedConv(keras.layers.Layer):
                 inputs, keras.ops.convert_to_tensor(self._kept[0], dtype)
             )
         else:
-            kept = [keras.ops.convert_to_tensor(array) for array in self._kept]
-            outputs = hybrid.apply_matrices(keras.ops.cast(inputs, "float32"), *kept)
+            inside = hybrid.product_dtype(keras.backend.standardize_dtype(dtype))
+            kept = [keras.ops.convert_to_tensor(array, inside) for array in self._kept]
+            outputs = hybrid.apply_matrices(keras.ops.cast(inputs, inside), *kept)
             outputs = keras.ops.cast(outputs, dtype)
         if self.use_bias:
             outputs = outputs + keras.ops.cast(self.bias, dtype)

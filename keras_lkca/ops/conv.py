@@ -43,8 +43,10 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
     - `"auto"` takes the one that should be fastest for the shape, backend and
       device; `keras_lkca.ops.explain_plan` says which and why
 
-    `"spectral"` and `"hybrid"` compute half precision in float32. Rounding is that of
-    the backend's own products, which accelerators may do in less than float32.
+    `"spectral"` computes half precision in float32. So does `"hybrid"`, but for
+    bfloat16 where the backend multiplies it faster: it rounds twice as much then as the
+    others do. Rounding is that of the backend's own products, which accelerators may do
+    in less than float32.
 
     Args:
         inputs: Tensor of shape `(batch, height, width, channels)`, in a
@@ -142,8 +144,9 @@ def _apply(inputs, kernel, dtype, method, training):
     if method == "spectral" and isinstance(batch, int) and batch == 0:
         method = "hybrid"  # not every library transforms an empty batch
     if method in ("hybrid", "spectral") and dtype != "float64":
-        # A rounded spectrum would spread its error over every token.
-        inputs, kernel = ops.cast(inputs, "float32"), ops.cast(kernel, "float32")
+        # No library transforms half precision, and a kernel is soon transformed.
+        inside = hybrid.product_dtype(dtype) if method == "hybrid" else "float32"
+        inputs, kernel = ops.cast(inputs, inside), ops.cast(kernel, "float32")
     convolve = {
         "depthwise": depthwise.convolve,
         "toeplitz": toeplitz.convolve,

@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from keras_lkca.backend import sizes
+from keras_lkca.backend import multiplies_bfloat16, sizes
 from keras_lkca.ops.kernels import crop_kernel, fit_kernel, windows
 
 
@@ -15,9 +15,29 @@ def convolve(inputs, kernel):
     width alone for each frequency, a small Toeplitz matrix. The transform is a
     matrix product too, real and imaginary parts as rows of one real matrix.
     Multiplications a channel: about `4 * H * W * (H + W)` for a global kernel, where
-    `toeplitz` takes `(H * W) ** 2`. Operands in float32 or float64.
+    `toeplitz` takes `(H * W) ** 2`. The kernel in float32 or float64, the inputs too or
+    in what `product_dtype` says.
     """
-    return apply_matrices(inputs, *matrices(kernel, *sizes(inputs)[1:3], inputs.dtype))
+    found = matrices(kernel, *sizes(inputs)[1:3], kernel.dtype)
+    return apply_matrices(inputs, *(ops.cast(x, inputs.dtype) for x in found))
+
+
+def product_dtype(dtype):
+    """Return in which dtype to multiply, for inputs of a dtype.
+
+    In bfloat16 where it is faster. A product sums in float32, and what it rounds, three
+    times, comes to twice the rounding of the outputs, which those have in any case. Of
+    float16 the sums over a column could overflow.
+
+    Example:
+
+    >>> from keras_lkca.ops.hybrid import product_dtype
+    >>> product_dtype("float64"), product_dtype("float16")
+    ('float64', 'float32')
+    """
+    if dtype == "float64" or (dtype == "bfloat16" and multiplies_bfloat16()):
+        return dtype
+    return "float32"
 
 
 def matrices(kernel, height, width, dtype):
