@@ -13,7 +13,15 @@ import pytest
 from conftest import ROOT, tiny
 
 from keras_lkca import LKCANet, data, deploy, interpret, predict
-from keras_lkca.training import Recipe, callbacks, evaluate, fit, fitting, train
+from keras_lkca.training import (
+    Recipe,
+    callbacks,
+    evaluate,
+    finishing,
+    fit,
+    sources,
+    train,
+)
 
 
 def quick(**changes):
@@ -56,7 +64,7 @@ def test_a_file_among_those_held_out_that_cannot_be_decoded_is_named(
     options = {split: (files, labels), "recipe": quick(epochs=1, batch_size=4)}
     named = r"1 of \d files cannot be decoded:\n.*6.png"
     for limit, kept in ((2**30, False), (0, split == "test")):
-        monkeypatch.setattr(fitting, "HELD_BYTES", limit)
+        monkeypatch.setattr(sources, "HELD_BYTES", limit)
         output = tmp_path / str(limit)
         with pytest.raises(ValueError, match=named):
             model = LKCANet((8, 8, 3), 2, patch_size=4, embed_dim=8, depth=1)
@@ -556,7 +564,7 @@ class Figures(keras.callbacks.Callback):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without pictures, which take longer than such runs."""
-    monkeypatch.setattr(fitting, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(finishing, "draw", lambda *arguments: None)
 
 
 @pytest.mark.once

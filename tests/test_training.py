@@ -18,7 +18,7 @@ from keras_lkca import LKCANet, LKCAViT, ViT, data, deploy, training
 from keras_lkca.__main__ import main
 from keras_lkca.files import atomic
 from keras_lkca.models import adapt
-from keras_lkca.training import Recipe, callbacks, evaluation, fitting
+from keras_lkca.training import Recipe, callbacks, evaluation, finishing, sources
 
 FILES = [
     *("best.keras", "config.json", "confusion.png", "curves.png"),
@@ -606,7 +606,7 @@ def test_a_streamed_run_ends_as_one_in_memory(
     arguments["stream"] = True
     place = pack(pets, tmp_path / "packed", True) if packed else pets
     if packed:
-        monkeypatch.setattr(fitting, "HELD_BYTES", 0)
+        monkeypatch.setattr(sources, "HELD_BYTES", 0)
     files, last = data.ImageFiles.__getitem__, [0]
 
     def stops(self, rows):
@@ -710,7 +710,7 @@ def test_a_run_from_a_file_goes_on_without_it(pets, tmp_path, monkeypatch):
     recipe = quick(epochs=3, batch_size=8, drop_path_rate=0.2, layer_decay=0.5)
     options = {"recipe": recipe, "start_from": file, "freeze": 2, "image_size": 8}
     options |= {"steps_per_epoch": 2}
-    monkeypatch.setattr(training.fitting, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(finishing, "draw", lambda *arguments: None)
     whole = training.train(pets, output=tmp_path / "whole", **options)
 
     class Killed(Exception):

@@ -2,68 +2,58 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
-import math
 import numbers
 import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Iterable
 
 import keras
-import numpy as np
 
 from keras_lkca import data
-from keras_lkca.backend import device_kind, draws_from_one_generator
+from keras_lkca.backend import draws_from_one_generator
 from keras_lkca.checks import check_flag, check_positive_int
 from keras_lkca.data.batches import (
-    as_arrays,
-    as_one_hot,
     batchwise,
-    check_batch_size,
     check_class_weight,
     check_known,
-    check_mixing,
-    check_numbers,
-    drawn_by,
-    of_pixels,
-    weights_of_all,
 )
-from keras_lkca.data.decoding import ImageFiles, as_stored, part_of
-from keras_lkca.data.masks import as_masks
 from keras_lkca.devices import check_divides, several
 from keras_lkca.extras import require
-from keras_lkca.files import atomic, shown
+from keras_lkca.files import shown
 from keras_lkca.models.classifiers import (
     check_shapes,
     class_names,
-    gives_probabilities,
     is_segmenter,
-    outputs_of,
-    probabilities,
     task_of,
     warn_if_scaled,
 )
-from keras_lkca.models.colors import colors_of
 from keras_lkca.models.image_model import as_names, copy_of, given_name
 from keras_lkca.training import (
     callbacks,
     distillation,
     evaluation,
     segmentation,
-    temperature,
 )
+from keras_lkca.training.finishing import finish
 from keras_lkca.training.freezing import check_head, frozen_epochs, head_alone
 from keras_lkca.training.memory import able_to_rematerialize, rematerialized
 from keras_lkca.training.recipe import OPTIMIZER, Recipe
+from keras_lkca.training.sources import (
+    arrays_of,
+    batches_of,
+    check_source,
+    default_pipeline,
+    hold_out,
+    is_pair,
+    steps_per_epoch_of,
+)
 from keras_lkca.training.state import (
     LEFT_OUT,
     conditions,
     given,
     load_state,
-    load_weights,
     merge,
     new_folder,
     plain,
@@ -72,8 +62,6 @@ from keras_lkca.training.state import (
     write_json,
 )
 
-# Images that validate and test are looked at after every epoch: in memory up to here.
-HELD_BYTES = 2**30
 DEFAULTS = {
     "recipe": None,
     "seed": 0,
@@ -288,18 +276,18 @@ def fit(
     if dense and not _compiled_here(model):
         _check_ignores(model.loss)
     pipeline = config["pipeline"] if config else arguments["pipeline"]
-    pipeline = pipeline or _default_pipeline()
-    if arguments["tensorboard"] or (pipeline == "tf.data" and _is_pair(train)):
+    pipeline = pipeline or default_pipeline()
+    if arguments["tensorboard"] or (pipeline == "tf.data" and is_pair(train)):
         require("tensorflow", "tensorflow")
-    _check_source(train, "train")
+    check_source(train, "train")
     on_test = test is not None and validation is test
     if recipe.patience is not None and validation is None:
         raise ValueError(
             "`patience` of the recipe needs `validation`, by which it tells a better "
             f"epoch. Received: patience={recipe.patience!r}, validation=None"
         )
-    if _is_pair(train):
-        train = _arrays(train, "train", shape, classes, dense)
+    if is_pair(train):
+        train = arrays_of(train, "train", shape, classes, dense)
     if isinstance(validation, numbers.Real):
         train, validation = hold_out(train, validation, arguments["seed"], "validation")
     held_out = {"validation": validation, "test": test}
@@ -307,22 +295,22 @@ def fit(
         if split == "test" and on_test:
             held_out[split] = held_out["validation"]
         elif images is not None:
-            _check_source(images, split)
-            held_out[split] = _arrays(images, split, shape, classes, dense)
+            check_source(images, split)
+            held_out[split] = arrays_of(images, split, shape, classes, dense)
     validation, test = held_out.values()
     pairs = {"train": train, "validation": validation, "test": test}
-    pairs = {name: pair for name, pair in pairs.items() if _is_pair(pair)}
+    pairs = {name: pair for name, pair in pairs.items() if is_pair(pair)}
     task = "segmentation" if dense else _task(model, pairs)
     weights = arguments["class_weight"] if dense else None
     if weights == "balanced":
-        if not _is_pair(train):
+        if not is_pair(train):
             check_known(weights)
         weights = segmentation.balanced(train[1], classes)
     # Once: what is scaled is so everywhere.
     scaled = False
     for split, (images, _) in pairs.items():
         scaled = scaled or warn_if_scaled(model, images, f"{split}[0]")
-    steps = _steps(train, recipe, arguments["steps_per_epoch"])
+    steps = steps_per_epoch_of(train, recipe, arguments["steps_per_epoch"])
     engine.check(recipe, train)
     accumulated = recipe.gradient_accumulation_steps
     fewest = min(frozen or recipe.epochs, recipe.epochs - frozen or recipe.epochs)
@@ -332,7 +320,7 @@ def fit(
             "that are trained, or no weight would change. Received: "
             f"gradient_accumulation_steps={accumulated} for {fewest * steps} steps"
         )
-    if _is_pair(train):
+    if is_pair(train):
         check_divides(engine.count, recipe.batch_size)
     keras.utils.set_random_seed(arguments["seed"])
 
@@ -360,7 +348,7 @@ def fit(
         "parameters": model.count_params(),
         "steps_per_epoch": steps,
         "images": {
-            "train": len(train[0]) if _is_pair(train) else None,
+            "train": len(train[0]) if is_pair(train) else None,
             "validation": 0 if on_test or validation is None else len(validation[0]),
             "test": 0 if test is None else len(test[0]),
         },
@@ -371,7 +359,7 @@ def fit(
     with engine.scope():
         network = engine.copy(model, copy_of)
         averaging = compiled(network, frozen)
-        batches, labels_of = _batches(
+        batches, labels_of = batches_of(
             train, network, recipe, facts, arguments, pipeline, steps, scaled
         )
         if config:
@@ -400,7 +388,7 @@ def fit(
                 model.set_weights(network.get_weights())
                 compiled(model, frozen)
             return json.loads((folder / "metrics.json").read_text())
-        images = f"{len(train[0]):,} images, " if _is_pair(train) else ""
+        images = f"{len(train[0]):,} images, " if is_pair(train) else ""
         on_devices = f" on {engine.count} devices" if distribute is not None else ""
         resumed = f", resumed after epoch {len(rows)}" if rows else ""
         print(
@@ -420,7 +408,7 @@ def fit(
         if validation is not None:
             validation = validation[0], labels_of(validation[1])
         progress = callbacks.Progress(
-            recipe.batch_size if _is_pair(train) else None, steps, epochs=recipe.epochs
+            recipe.batch_size if is_pair(train) else None, steps, epochs=recipe.epochs
         )
 
         def fit_to(epoch, averaging):
@@ -497,9 +485,9 @@ def fit(
     config = {**config, "stopped_early": early}
     if network is not model:
         compiled(model, frozen)
-    finish = model, config, folder, rows, (validation, test, on_test), names, task
+    end = model, config, folder, rows, (validation, test, on_test), names, task
     with engine.apart(), _told(engine, validation, test):
-        return engine.first(lambda: _finish(*finish, frozen))
+        return engine.first(lambda: finish(*end, frozen))
 
 
 @contextlib.contextmanager
@@ -508,7 +496,7 @@ def _told(engine, *splits):
     try:
         yield
     except Exception as error:
-        for source in (engine, *(pair[0] for pair in splits if _is_pair(pair))):
+        for source in (engine, *(pair[0] for pair in splits if is_pair(pair))):
             problem = getattr(source, "problem", None)
             if problem not in (None, error):
                 raise problem from error
@@ -540,79 +528,6 @@ def check_arguments(arguments):
     frozen_epochs(arguments["freeze"], recipe.epochs)
 
 
-def _default_pipeline():
-    """Augment in TensorFlow's threads on a CPU, where that is fastest."""
-    tensorflow = importlib.util.find_spec("tensorflow") is not None
-    return "tf.data" if tensorflow and device_kind() == "cpu" else "arrays"
-
-
-def _is_pair(images):
-    """Whether it is images and labels; a list of two batches is a dataset."""
-    pair = isinstance(images, (tuple, list)) and len(images) == 2
-    return pair and not any(map(_is_batch, images))
-
-
-def _is_batch(part):
-    batch = isinstance(part, (tuple, list)) and len(part) in (2, 3)
-    return batch and getattr(part[0], "ndim", None) == 4
-
-
-def _check_source(source, name):
-    """Raise a `ValueError` unless it may be a pair of arrays or a dataset."""
-    text = isinstance(source, (str, bytes, dict))
-    first = source[0] if isinstance(source, (tuple, list)) and source else None
-    if hasattr(source, "dtype"):
-        received = f"one array of shape {tuple(source.shape)}"
-    elif not _is_pair(source) and hasattr(first, "dtype"):
-        received = f"a {type(source).__name__} of {len(source)} arrays"
-    elif text or not isinstance(source, (keras.utils.PyDataset, Iterable)):
-        received = f"{name}={source!r}"
-    else:
-        return
-    raise ValueError(
-        f"`{name}` must be a pair of arrays (images, labels) or a dataset of batches; "
-        f"a dataset's name is for keras_lkca.training.train. Received: {received}"
-    )
-
-
-def _arrays(source, name, shape, classes, dense):
-    """Return images and labels as arrays that fit the model, a dataset read whole."""
-    if not _is_pair(source):
-        # Without weights, which are for the training.
-        batches = [as_arrays(batch, f"`{name}`")[:2] for batch in source]
-        if not batches:
-            raise ValueError(f"`{name}` must not be empty. Received: no batches")
-        source = [np.concatenate(part) for part in zip(*batches, strict=True)]
-    images, labels = as_stored(source[0]), np.asarray(source[1])
-    if name != "train" and isinstance(images, ImageFiles):
-        if dense or images.size <= HELD_BYTES:
-            images = images[:]
-    check_numbers(images)
-    if not len(images) or any(
-        wanted not in (None, size)
-        for wanted, size in zip(shape, images.shape[1:], strict=True)
-    ):
-        raise ValueError(
-            f"The images of `{name}` must be {('n', *shape)}, as the model takes them. "
-            f"Received: {images.shape}"
-        )
-    if dense:
-        masks = as_masks(labels, images.shape[:3], classes, f"{name}[1]")
-        if (masks < 0).all():
-            raise ValueError(
-                f"`{name}[1]` must have a pixel that counts. "
-                "Received: masks of which all are to be ignored"
-            )
-        return images, masks
-    one_hot = as_one_hot(labels, len(images), classes)
-    if classes == 1:
-        integers, exact = one_hot[:, 0].astype(int), np.isin(one_hot, (0, 1))
-    else:
-        integers = one_hot.argmax(-1)
-        exact = (one_hot.max(-1) == 1) & (one_hot.sum(-1) == 1)
-    return images, integers if exact.all() else one_hot
-
-
 def _task(model, pairs):
     """Return what the model decides, `None` for one of the user's own that hides it."""
     try:
@@ -631,53 +546,6 @@ def _check_test(model, labels, task):
         raise ValueError(
             f"`test` cannot be evaluated: {error}. Leave `test` out to train without."
         ) from error
-
-
-def hold_out(train, share, seed, argument):
-    """Cut a share off the training images, drawn class by class where each has one.
-
-    Args:
-        train: Pair of arrays, images and labels: integers, or a row for each image.
-        share: Float, the share.
-        seed: Seed of the draw.
-        argument: The share's name, for the messages.
-    """
-    if not _is_pair(train) or not 0 < share < 1:
-        raise ValueError(
-            f"`{argument}` must be images and labels, a dataset of them, or a share in "
-            f"(0, 1) of training arrays. Received: {argument}={share!r}"
-        )
-    images, labels = train
-    rows, others = data.split(drawn_by(labels), float(share), seed)
-    if not len(rows) or not len(others):
-        raise ValueError(
-            f"`{argument}` must leave images on both sides of {len(labels)}; use more "
-            "of them, or choose the best epoch by the test images. "
-            f"Received: {argument}={share!r}"
-        )
-    kept, held_out = ((part_of(images, part), labels[part]) for part in (others, rows))
-    return kept, held_out
-
-
-def _passes(train, recipe, steps):
-    """Return how often an epoch begins a dataset anew, and the steps from each."""
-    if steps is not None:
-        return 1, steps
-    try:
-        return recipe.passes_per_epoch, len(train)
-    except TypeError as error:
-        raise ValueError(
-            "`steps_per_epoch` is needed for a dataset whose length is not known. "
-            f"Received: train={train!r}"
-        ) from error
-
-
-def _steps(train, recipe, steps):
-    if not _is_pair(train):
-        return math.prod(_passes(train, recipe, steps))
-    count = len(train[0])
-    check_batch_size(recipe.batch_size, count)
-    return steps or max(recipe.passes_per_epoch * count // recipe.batch_size, 1)
 
 
 def _compiled_here(model):
@@ -719,82 +587,6 @@ def _compile(model, recipe, **options):
     return [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
 
 
-def _batches(train, model, recipe, facts, arguments, pipeline, steps, scaled):
-    """Return the batches from an epoch on, and the labels that the loss takes."""
-    _, classes = check_shapes(model, pixels=True)
-    dense = is_segmenter(model)
-    loss = model.loss
-    loss = loss if isinstance(loss, str) else getattr(loss, "name", None) or str(loss)
-    one_hot = "sparse" not in loss.lower()
-    images = train[0] if _is_pair(train) else None
-    augmentation = augmentation_of(recipe, facts, images, model.input_shape[-1])
-    class_weight = None  # of masks it is the loss that weighs the pixels
-    if dense:
-        augmentation.check_for_masks()
-    else:
-        check_mixing(augmentation, one_hot)
-        class_weight = arguments["class_weight"]
-        if _is_pair(train):
-            weights_of_all(class_weight, as_one_hot(train[1], len(train[1]), classes))
-        else:
-            check_known(class_weight)
-
-    def look(images, labels):
-        if of_pixels(labels) != dense:
-            wanted = "masks, a class for every pixel" if dense else "classes of images"
-            raise ValueError(
-                f"`train` must give batches of images and {wanted}, as the model does. "
-                f"Received: labels of shape {labels.shape}"
-            )
-        if not scaled:
-            warn_if_scaled(model, images, "train")
-
-    def batches(epoch):
-        options = {"augmentation": augmentation, "seed": arguments["seed"]}
-        options |= {"one_hot": one_hot, "class_weight": class_weight}
-        if _is_pair(train):
-            return data.training_batches(
-                *(*train, recipe.batch_size, classes),
-                first_step=epoch * steps,
-                pipeline=pipeline,
-                **options,
-            )
-        passes, each = _passes(train, recipe, arguments["steps_per_epoch"])
-        return data.dataset_batches(
-            *(train, classes, each),
-            first_epoch=epoch * passes,
-            look=look,
-            **options,
-        )
-
-    def labels_of(labels):
-        if dense:
-            return labels.astype("int32")
-        one_hot_labels = as_one_hot(labels, len(labels), classes)
-        return one_hot_labels if one_hot else one_hot_labels.argmax(-1)
-
-    return batches, labels_of
-
-
-def augmentation_of(recipe, facts, images, channels):
-    """Return what is done to images, by what is known of them.
-
-    Args:
-        recipe: The recipe.
-        facts: `keras_lkca.data.Dataset` of the images, or `None`.
-        images: Array of them, of which the first tell the mean and the standard
-            deviation where there are no facts; `None` where they come in batches.
-        channels: Integer, how many each image has.
-    """
-    if facts:
-        return recipe.augmentation(facts.flip, facts.mean, facts.std, facts.policy)
-    mean, std = (0.5,) * channels, 0.0
-    if images is not None:
-        some = images[:1000]
-        mean, std = (of(some, (0, 1, 2)) / 255 for of in (np.mean, np.std))
-    return recipe.augmentation(mean=mean, std=std)
-
-
 def _names(model, facts, classes):
     """Return the classes' names: the model's, else the dataset's, else numbers."""
     count = max(classes, 2)
@@ -807,115 +599,3 @@ def _names(model, facts, classes):
             f"{count} names, one for each class of the model. Received: {len(names)}"
         )
     return names
-
-
-def _finish(model, config, folder, rows, splits, names, task, frozen):
-    """Read the test images, for the best and the last epoch, whose weights stay."""
-    validation, test, on_test = splits
-    arguments, best = config["arguments"], callbacks.best_epoch(rows)
-    batch_size = arguments["recipe"]["batch_size"]
-    results, scores, samples = {"last": {}, "best": {}}, {}, None
-    for name, epoch in (("best", best), ("last", len(rows))):
-        results[name]["epoch"] = epoch
-        # Into the model in hand: its own layers may be registered nowhere.
-        load_weights(model, folder / f"{name}.keras")
-        if epoch <= frozen:
-            # So far with the frozen model's flags and the optimizer of its classifier.
-            if not model.optimizer.built:
-                model.optimizer.build(model.trainable_variables)
-            callbacks.keep(model, folder / f"{name}.keras", epoch)
-        if epoch not in scores:
-            figures, confusion, known = {}, None, None
-            if test is not None and task == "segmentation":
-                figures, confusion = segmentation.compare_masks(
-                    model, *test, batch_size
-                )
-            elif test is not None:
-                tested = task or evaluation.task_with(model, test[1])
-                logits = not gives_probabilities(model)
-                images = batchwise(test[0], batch_size)
-                outputs = outputs_of(model, images, batch_size)
-                known = outputs, test[1]
-                figures, confusion = evaluation.compare(*known, tested, logits)
-            calibrated = task not in (None, "segmentation")
-            if validation is not None and not on_test and calibrated:
-                options = validation, known, batch_size, task
-                figures = figures | temperature.report(model, *options)
-            scores[epoch] = figures, confusion
-        results[name] |= scores[epoch][0]
-        if task == "segmentation" and samples is None:  # the best model's
-            some = [part[:4] for part in test or validation or ((), ())]
-            if len(some[0]):
-                guess = probabilities(model, some[0], batch_size)
-                samples = *some, guess.argmax(-1)
-        if not on_test and "val_accuracy" in rows[0]:
-            results[name]["validation_accuracy"] = rows[epoch - 1]["val_accuracy"]
-        if not on_test and "val_mean_iou" in rows[0]:
-            results[name]["validation_mean_iou"] = rows[epoch - 1]["val_mean_iou"]
-    chosen = "validation images" if "val_loss" in rows[0] else "nothing: the last one"
-    seconds = sum(row["seconds"] for row in rows)
-    metrics = {
-        **{
-            key: arguments[key]
-            for key in (
-                "dataset",
-                "model",
-                "preset",
-                "start_from",
-                "teacher",
-                "fraction",
-            )
-            if arguments.get(key) is not None
-        },
-        **{key: config[key] for key in ("preset", "name") if key in config},
-        "seed": arguments["seed"],
-        **{key: config[key] for key in ("parameters", "images", "backend")},
-        "epochs": len(rows),
-        "stopped_early": config["stopped_early"],
-        "best_epoch_chosen_on": "the test images, which flatters"
-        if on_test
-        else chosen,
-        **results,
-        "fit_seconds": round(seconds, 1),
-        "versions": config["versions"],
-    }
-    if config["images"]["train"]:
-        seen = len(rows) * config["steps_per_epoch"] * batch_size
-        metrics["images_per_second"] = round(seen / seconds)
-    confusion = scores[best][1]
-    if test is not None:
-        metrics["best_per_class_accuracy"] = evaluation.per_class(confusion, names)
-    if test is not None and task == "segmentation":
-        metrics["best_per_class_iou"] = evaluation.per_class_iou(confusion, names)
-    _draw(config, folder, rows, best, on_test, names, confusion)
-    if samples is not None and importlib.util.find_spec("matplotlib") is not None:
-        colors = colors_of(model)
-        title = config.get("name") or "segmentation"
-        with atomic(folder / "samples.png") as path:
-            figure = segmentation.side_by_side(*samples, colors, names, title)
-            figure.savefig(path, dpi=120)
-    write_json(folder / "metrics.json", metrics)
-    reached = ""
-    if test is not None:
-        key = "test_mean_iou" if task == "segmentation" else "test_accuracy"
-        reached = (
-            f"{key.replace('_', ' ').replace('iou', 'IoU')} {metrics['last'][key]:.2%} "
-            f"after the last epoch, {metrics['best'][key]:.2%} after the best, {best}; "
-        )
-    print(f"{reached}wrote {shown(folder)}")
-    return metrics
-
-
-def _draw(config, folder, rows, best, on_test, names, confusion):
-    if importlib.util.find_spec("matplotlib") is None:
-        print('no pictures: they need matplotlib, pip install "keras-lkca[plot]"')
-        return
-    title = config.get("name") or config["preset"]
-    with atomic(folder / "curves.png") as path:
-        held_out = "test" if on_test else "validation"
-        figure = evaluation.curves(rows, title, best, held_out)
-        figure.savefig(path, dpi=120)
-    if confusion is not None and confusion.ndim == 2:
-        with atomic(folder / "confusion.png") as path:
-            figure = evaluation.confusion_figure(confusion, names, title)
-            figure.savefig(path, dpi=120)

@@ -14,8 +14,8 @@ from keras_lkca.files import atomic
 from keras_lkca.models.classifiers import check_shapes, is_segmenter, warn_if_scaled
 from keras_lkca.models.image_model import copy_of
 from keras_lkca.training.evaluation import task_with
-from keras_lkca.training.fitting import augmentation_of
 from keras_lkca.training.recipe import Recipe
+from keras_lkca.training.sources import augmentation_of
 
 # How much of the average of the losses is kept at each step.
 MOMENTUM = 0.9

@@ -5,7 +5,6 @@ import contextlib
 import keras
 
 from keras_lkca.internals import forget_compiled, sublayers
-from keras_lkca.layers.dense import HoldsDense
 
 
 def able_to_rematerialize(model):
@@ -27,7 +26,7 @@ def able_to_rematerialize(model):
     within = {
         id(part)
         for layer in able
-        if isinstance(layer, HoldsDense)
+        if hasattr(layer, "dense_layers")
         for part in layer.dense_layers().values()
     }
     linear = keras.activations.linear  # which has nothing that lies between

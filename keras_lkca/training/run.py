@@ -25,6 +25,7 @@ from keras_lkca.models.image_model import given_name, read_model
 from keras_lkca.models.presets import PRESETS, check_preset
 from keras_lkca.training import fitting
 from keras_lkca.training.recipe import Recipe
+from keras_lkca.training.sources import hold_out
 from keras_lkca.training.state import (
     LEFT_OUT,
     given,
@@ -254,7 +255,7 @@ def train(
         validation = test
     elif validation is None:
         share, seed = found["validation_split"], settings["seed"]
-        train, validation = fitting.hold_out(train, share, seed, "validation_split")
+        train, validation = hold_out(train, share, seed, "validation_split")
     keras.utils.set_random_seed(settings["seed"])
     dataset = pathlib.Path(about["dataset"]).name
     if about["start_from"] is None:
