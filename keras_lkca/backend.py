@@ -5,6 +5,7 @@ into pairs, with a copy each way; every backend's own transform needs neither.
 """
 
 import contextlib
+import functools
 import importlib
 import operator
 import random
@@ -65,14 +66,15 @@ def affine(x, kernel, bias):
     return keras.ops.add(keras.ops.matmul(x, kernel), bias)
 
 
-def constant(array):
+def constant(array, dtype=None):
     """Return an array as what a layer keeps and multiplies by at every call.
 
-    torch's calls would otherwise copy it to the device each time; to the compilers of
-    the other two and to the exporters an array is a constant.
+    torch's calls would otherwise copy it to the device each time, and to the dtype that
+    it is multiplied in; to the compilers of the other two and to the exporters an array
+    is a constant.
     """
     if keras.config.backend() == "torch":
-        return keras.ops.convert_to_tensor(array)
+        return keras.ops.convert_to_tensor(array, dtype)
     return array
 
 
@@ -87,13 +89,29 @@ def batches_products():
     return not _backend.is_grad_enabled() or _backend.jit.is_tracing()
 
 
+@functools.cache
+def processor_facts():
+    """Return what Linux tells of the first processor, by its names in small letters."""
+    told = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip().lower(), value.strip())
+    return told
+
+
 def multiplies_bfloat16():
     """Whether products of bfloat16 matrices are faster than those of float32.
 
-    XLA turns them into float32 on a CPU. torch and TensorFlow have their own where the
-    processor does, and where it does not the layers around are slow as well.
+    On a CPU under torch and TensorFlow, where the processor has such instructions; XLA
+    turns them into float32 there.
     """
-    return keras.config.backend() != "jax" or device_kind() != "cpu"
+    if device_kind() != "cpu":
+        return True
+    told = processor_facts()
+    flags = (told.get("flags") or told.get("features") or "").split()
+    able = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return able and keras.config.backend() != "jax"
 
 
 def spectrum(x, lengths):

@@ -283,7 +283,8 @@ def _labelled_images(model, source, split, on_error):
     if not whole:
         split = split or "test"
         folder = folder / split
-    stream = None if on_error == "raise" else False  # a part of them may be asked for
+    # Those that are skipped or made grey must all be there.
+    stream = None if on_error == "raise" and shape[2] == 3 else False
     images, labels, facts = data.from_directory(folder, shape[:2], on_error, stream)
     classes = _order_of_classes(model, folder, facts.num_classes, facts.class_names)
     images, labels, what = _part(images, labels, source, split, whole, shape[2])

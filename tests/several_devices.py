@@ -67,7 +67,10 @@ def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
             validation=tuple(part[:105] for part in held_out),
             test=tuple(part[105:208] for part in held_out),
             recipe=Recipe.quick(
-                epochs=1 if name else 2, batch_size=batch_size, **options
+                epochs=1 if name else 2,
+                batch_size=batch_size,
+                rematerialize=folder.name == "4",
+                **options,
             ),
             steps_per_epoch=25,
             pipeline="tf.data" if name else "arrays",

@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import random
+import sys
 import tarfile
 
 import keras
@@ -863,6 +864,33 @@ def test_batches_of_image_files_are_those_of_the_array(pipeline, layout, many, p
                 np.testing.assert_array_equal(
                     *map(keras.ops.convert_to_numpy, (whole, streamed))
                 )
+
+
+STREAMED = """
+import resource, sys
+from keras_lkca import data
+images, labels, _ = data.from_directory(sys.argv[1], 64, stream=True)
+batches = data.training_batches(images, labels, 128, 2, data.Augmentation())
+for _ in range(10):
+    next(batches)
+print(len(images), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.once
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted otherwise")
+def test_200_000_images_take_little_memory(tmp_path, run_python):
+    """In memory they would take 2.3 GiB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype("uint8")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for part in range(100):  # of a thousand names each: links are limited
+            first = tmp_path / name / f"{part:02}-000.jpg"
+            Image.fromarray(pixels).resize((64, 64)).save(first)
+            for index in range(1, 1000):
+                os.link(first, first.with_name(f"{part:02}-{index:03}.jpg"))
+    count, peak = map(int, run_python("-c", STREAMED, tmp_path).split()[-2:])
+    assert count == 200_000 and peak < 1.5 * 2**30
 
 
 def test_what_cannot_be_streamed(many, tmp_path):

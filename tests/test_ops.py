@@ -263,6 +263,22 @@ def test_half_precision_rounds_a_few_times_at_most(method, offset, rng):
         assert error < 8e-3  # to round once is 1.7e-3
 
 
+def test_half_precision_is_relative_to_the_largest_of_a_column(rng):
+    """One token a thousand times as large spoils its column no further than that."""
+    inputs = rng.normal(size=(1, 16, 16, 4)).astype("float32")
+    inputs[0, 3, 5] = 1000
+    identity = np.zeros((31, 31, 1), "float32")
+    identity[15, 15] = 1
+    inputs = keras.ops.cast(keras.ops.convert_to_tensor(inputs), "bfloat16")
+    outputs = large_kernel_conv(inputs, identity, "hybrid")
+    error = abs(
+        keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        - keras.ops.convert_to_numpy(keras.ops.cast(inputs, "float32"))
+    )
+    assert error[:, :, 5].max() < 1000 * 2**-8
+    assert np.delete(error, 5, axis=2).max() < 0.05
+
+
 @pytest.mark.parametrize("method", ["depthwise", "auto"])
 def test_dynamic_height_and_width(method, rng):
     (kernel,) = draw(rng, (5, 5, 2))

@@ -517,6 +517,7 @@ def test_files_are_evaluated_a_part_at_a_time(rng, tmp_path, monkeypatch):
         assert others == pytest.approx(scores, rel=1e-5)
         np.testing.assert_array_equal(same, confusion)
     assert max(most) == 8
+    monkeypatch.setattr(data.ImageFiles, "__getitem__", None)  # what is not asked for
     with pytest.raises(ValueError, match="`images` must be numbers of shape"):
         evaluation.evaluate(model, data.ImageFiles(files.files, 12), labels)
     with pytest.raises(ValueError, match="`labels` must be"):

@@ -89,8 +89,10 @@ def recomputed(function, *tensors):
     """Apply a function, of which training keeps the arguments alone.
 
     Args:
-        function: Function of tensors without random numbers, which neither reads nor
-            changes other weights: those are read here, in the layer's own dtype.
+        function: Function of tensors without random numbers. It may call layers, but
+            the calling layer's own weights are to be among its arguments: they are read
+            here, as the dtype that this layer casts them to is not known any more when
+            the function is applied again.
         *tensors: What it is applied to, tensors and weights.
     """
     return keras.remat(function)(*map(ops.convert_to_tensor, tensors))

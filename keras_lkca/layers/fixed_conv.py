@@ -108,7 +108,11 @@ class FixedConv(keras.layers.Layer):
             kept = hybrid.matrices(kernel, height, width, "float32")
         kept = [keras.ops.convert_to_numpy(array) for array in kept]
         small = sum(array.nbytes for array in kept) <= MAX_KEPT_BYTES
-        self._kept = [constant(array) for array in kept] if kept and small else None
+        dtype = None
+        if self._resolved == "hybrid":
+            dtype = hybrid.product_dtype(self.compute_dtype)
+        kept = [constant(array, dtype) for array in kept]
+        self._kept = kept if kept and small else None
 
     def compute_by(self, method):
         """Compute the same by another method, one but `"auto"`, from now on."""

@@ -175,20 +175,22 @@ class ImageModel(keras.Model):
                         f"output, format={format!r}), or a model with "
                         f"method='hybrid'. Received: format={format!r}"
                     )
-        if format in ("onnx", "openvino") and None not in self.input_shape[1:]:
-            self(np.zeros((1, *self.input_shape[1:]), "float32"))  # as Keras asks
+        shape = (1, *self.input_shape[1:])
+        sized = bool(args) or kwargs.get("input_signature") is not None
+        if format in ("onnx", "openvino") and not sized and None not in shape:
+            self(np.zeros(shape, "float32"))  # as Keras asks
         changed = use_erf(self) if format == "onnx" else []
         try:
             return super().export(filepath, format, *args, **kwargs)
         except Exception as error:
-            if type(error).__name__ != "SymbolicValueError":  # torch.onnx's
+            if sized or type(error).__name__ != "SymbolicValueError":  # torch.onnx's
                 raise
-            shape = ", ".join(map(str, (1, *self.input_shape[1:])))
+            known = ", ".join("SIZE" if size is None else str(size) for size in shape)
             raise ValueError(
                 "Keras's LayerNormalization exports to ONNX under torch for one size "
                 "of batch alone. Use keras_lkca.deploy.export(model, output, "
                 "format='onnx'), whose batch is any; or give the size, "
-                f"input_signature=[keras.InputSpec(shape=({shape}), dtype='float32')]. "
+                f"input_signature=[keras.InputSpec(shape=({known}), dtype='float32')]. "
                 "Received: a batch of any size"
             ) from error
         finally:

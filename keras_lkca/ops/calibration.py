@@ -12,7 +12,12 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from keras_lkca.backend import device_kind, repeatable, version
+from keras_lkca.backend import (
+    device_kind,
+    processor_facts,
+    repeatable,
+    version,
+)
 from keras_lkca.files import atomic, shown
 from keras_lkca.ops.conv import large_kernel_conv
 from keras_lkca.ops.plan import (
@@ -120,13 +125,7 @@ _VECTORS = "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"
 
 def processor():
     """Return the name of the processor, and the vector instructions that it has."""
-    told = {}
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            told.setdefault(name.strip().lower(), value.strip())
-    except OSError:
-        pass
+    told = processor_facts()
     name = told.get("model name") or platform.processor() or platform.machine()
     flags = (told.get("flags") or told.get("features") or "").split()
     return ", ".join([name, *(vector for vector in _VECTORS if vector in flags)])

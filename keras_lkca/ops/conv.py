@@ -44,9 +44,10 @@ def large_kernel_conv(inputs, kernel, method="auto", training=None):
       device; `keras_lkca.ops.explain_plan` says which and why
 
     `"spectral"` computes half precision in float32. So does `"hybrid"`, but for
-    bfloat16 where the backend multiplies it faster: it rounds twice as much then as the
-    others do. Rounding is that of the backend's own products, which accelerators may do
-    in less than float32.
+    bfloat16 where that is faster: under torch and TensorFlow on a processor that
+    multiplies it, and on accelerators. The error of a token is then relative to the
+    largest of its column. Rounding is that of the backend's own products, which
+    accelerators may do in less than float32.
 
     Args:
         inputs: Tensor of shape `(batch, height, width, channels)`, in a
@@ -144,7 +145,7 @@ def _apply(inputs, kernel, dtype, method, training):
     if method == "spectral" and isinstance(batch, int) and batch == 0:
         method = "hybrid"  # not every library transforms an empty batch
     if method in ("hybrid", "spectral") and dtype != "float64":
-        # No library transforms half precision, and a kernel is soon transformed.
+        # The kernel's transform takes little, so it is computed in float32.
         inside = hybrid.product_dtype(dtype) if method == "hybrid" else "float32"
         inputs, kernel = ops.cast(inputs, inside), ops.cast(kernel, "float32")
     convolve = {

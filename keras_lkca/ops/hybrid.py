@@ -25,8 +25,10 @@ def convolve(inputs, kernel):
 def product_dtype(dtype):
     """Return in which dtype to multiply, for inputs of a dtype.
 
-    In bfloat16 where it is faster. A product sums in float32, and what it rounds, three
-    times, comes to twice the rounding of the outputs, which those have in any case. Of
+    In bfloat16 where it is faster. A product sums in float32, and what comes out is
+    rounded three times. As a spectrum is rounded, the error of a token is relative to
+    the largest of its column: where that is no more than ten times as large as the
+    others, as behind a normalisation, to twice the rounding of the token itself. In
     float16 the sums over a column could overflow.
 
     Example:

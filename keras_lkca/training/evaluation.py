@@ -82,7 +82,7 @@ def evaluate(model, images, labels, batch_size: int = 128, mirror: bool = False)
     if len(getattr(model, "input_shape", None) or ()) != 2:
         check_shapes(model)
         if isinstance(images, ImageFiles):
-            as_images(model, images[:1])  # as a check
+            as_images(model, np.empty((1, *images.shape[1:]), "uint8"))  # as a check
         else:
             images = as_images(model, images)
             warn_if_scaled(model, images)

@@ -135,8 +135,8 @@ def fit(
             repeat it: each epoch begins it anew. Leave augmentation to the recipe.
             Images in files that need not fit in memory are `keras_lkca.data.ImageFiles`
             in place of the array.
-        validation: Likewise, a dataset read into memory, and `ImageFiles` too up to 1
-            GiB, beyond it decoded after every epoch; or a float in (0, 1), the share of
+        validation: Likewise, a dataset read into memory, and `ImageFiles` too up to 256
+            MiB, beyond it decoded after every epoch; or a float in (0, 1), the share of
             the training arrays to hold out, drawn class by class where an image has
             one. `None` for none: the best epoch is then the last.
         test: Likewise, or `None`. Labels that are shares of classes count as the class

@@ -14,6 +14,7 @@ from keras_lkca.files import atomic
 from keras_lkca.models.classifiers import check_shapes, is_segmenter, warn_if_scaled
 from keras_lkca.models.image_model import copy_of
 from keras_lkca.training.evaluation import task_with
+from keras_lkca.training.memory import able_to_rematerialize
 from keras_lkca.training.recipe import Recipe
 from keras_lkca.training.sources import augmentation_of
 
@@ -108,6 +109,8 @@ def find_learning_rate(
     )
     warn_if_scaled(model, images, "train[0]")
     trial = copy_of(model)
+    for layer in able_to_rematerialize(trial) if recipe.rematerialize else ():
+        layer.rematerialize = True
     keras.utils.set_random_seed(seed)
     task = "segmentation" if dense else task_with(model, labels)
     recipe.compile(trial, steps, task=task)

@@ -37,9 +37,9 @@ def able_to_rematerialize(model):
     ]
     if not able:
         raise ValueError(
-            "`rematerialize` of the recipe needs a model with LKCA, SelfAttention or "
-            "TokenDense layers; build others within keras.RematScope. "
-            f"Received: {model.name!r}, which holds none"
+            "`rematerialize` of the recipe needs a model with LKCA or SelfAttention "
+            "layers, or TokenDense layers with an activation: leave it False. "
+            f"Received: {model.name!r}, which holds none of them"
         )
     return able
 

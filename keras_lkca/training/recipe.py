@@ -134,9 +134,11 @@ class Recipe:
             `batch_size` images, in the memory of `batch_size`. BatchNormalization still
             sees `batch_size` at a time. The schedule and the steps of an epoch are
             counted as before.
-        rematerialize: Whether `LKCA` and `SelfAttention` layers, and the expanding ones
-            of MLPs, keep their inputs alone for the gradient and compute the rest
-            again: the same training in less memory, for more time.
+        rematerialize: Whether `LKCA` and `SelfAttention` layers, and `TokenDense` ones
+            with an activation, as in MLPs, keep their inputs alone for the gradient and
+            compute the rest again: the same training within rounding, in less memory,
+            for more time. For `keras_lkca.training.fit` and `find_learning_rate`;
+            `compile` leaves it aside.
         augment: `keras_lkca.data.Augmentation`, what is done to the training images.
             A dataset whose mirrored images are of other classes is never mirrored.
             Its fields count as the recipe's in JSON, in `from_dict` and in the

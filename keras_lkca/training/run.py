@@ -139,7 +139,7 @@ def train(
         stream: Whether the training images of a folder of classes are decoded batch by
             batch, not held in memory; `None` where all would take more than 16 GiB.
             So are those that validate and test, after every epoch, where they take more
-            than 1 GiB. Mean and standard deviation are those of 2,000 images.
+            than 256 MiB. Mean and standard deviation are those of 2,000 images.
         pipeline: Where the augmentation runs, see `keras_lkca.data.training_batches`.
             Defaults to `"tf.data"` on a CPU where TensorFlow is installed, else to
             `"arrays"`.

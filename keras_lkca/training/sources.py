@@ -25,7 +25,7 @@ from keras_lkca.data.masks import as_masks
 from keras_lkca.models.classifiers import check_shapes, is_segmenter, warn_if_scaled
 
 # Images that validate and test are looked at after every epoch: in memory up to here.
-HELD_BYTES = 2**30
+HELD_BYTES = 2**28
 
 
 def default_pipeline():
