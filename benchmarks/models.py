@@ -59,11 +59,16 @@ def measured(calls, arguments):
     return alternate(calls, arguments.seconds, least=5, limit=arguments.limit)
 
 
+def random_batch(batch, size):
+    """Return images of noise, and one-hot labels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, size, size, 3)).astype("uint8")
+    return images, np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, batch)]
+
+
 def model_rows(arguments):
     """Measure the models of the paper against the baselines of equal parameters."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (arguments.batch, SIZE, SIZE, 3)).astype("uint8")
-    labels = np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, len(images))]
+    images, labels = random_batch(arguments.batch, SIZE)
     rows = []
     for pair in arguments.pairs:
         lkca, vit = PAIRS[pair]
@@ -166,15 +171,13 @@ def dense_rows(arguments):
 
 def rematerialize_rows(arguments):
     """Measure training steps that keep everything for the gradient, and that do not."""
-    rng = np.random.default_rng(0)
     rows = []
     for kind, preset, size in (
         (LKCANet, "lkca_net_08m", 96),
         (LKCAViT, "lkca_vit_tiny", 64),
         (ViT, "vit_tiny", 64),
     ):
-        images = rng.integers(0, 256, (arguments.batch, size, size, 3)).astype("uint8")
-        labels = np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, len(images))]
+        images, labels = random_batch(arguments.batch, size)
         calls = {}
         for name, wanted in (("everything kept", False), ("rematerialized", True)):
             model = kind.from_preset(

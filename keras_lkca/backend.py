@@ -5,8 +5,8 @@ into pairs, with a copy each way; every backend's own transform needs neither.
 """
 
 import contextlib
-import functools
 import importlib
+import itertools
 import operator
 import random
 import sys
@@ -89,29 +89,33 @@ def batches_products():
     return not _backend.is_grad_enabled() or _backend.jit.is_tracing()
 
 
-@functools.cache
 def processor_facts():
-    """Return what Linux tells of the first processor, by its names in small letters."""
+    """Return the first processor's name and its flags, empty where Linux tells none."""
     told = {}
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
+        for line in itertools.takewhile(str.strip, file):
             name, _, value = line.partition(":")
-            told.setdefault(name.strip().lower(), value.strip())
-    return told
+            told[name.strip().lower()] = value.strip()
+    flags = told.get("flags") or told.get("features") or ""
+    return told.get("model name", ""), frozenset(flags.split())
 
 
-def multiplies_bfloat16():
+# At import: within a compiled function torch's compiler could not read the file.
+_HAS_BFLOAT16 = bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_facts()[1])
+
+
+def multiplies_bfloat16(tensor=None):
     """Whether products of bfloat16 matrices are faster than those of float32.
 
     On a CPU under torch and TensorFlow, where the processor has such instructions; XLA
     turns them into float32 there.
+
+    Args:
+        tensor: See `device_kind`.
     """
-    if device_kind() != "cpu":
+    if device_kind(tensor) != "cpu":
         return True
-    told = processor_facts()
-    flags = (told.get("flags") or told.get("features") or "").split()
-    able = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
-    return able and keras.config.backend() != "jax"
+    return _HAS_BFLOAT16 and keras.config.backend() != "jax"
 
 
 def spectrum(x, lengths):

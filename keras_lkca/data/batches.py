@@ -365,18 +365,13 @@ def dataset_batches(
     check_known(class_weight)
     augment = _on_device(augmentation, num_classes, one_hot)
     once = isinstance(dataset, collections.abc.Iterator)
-    if once:
-        for step in range(first_epoch * steps_per_epoch):
-            if step % steps_per_epoch == 0:
-                _seed_epoch(seed, step // steps_per_epoch)
-            if next(dataset, None) is None:
-                _ended(dataset, step // steps_per_epoch, step, steps_per_epoch)
     for epoch in range(first_epoch):
-        _begin(dataset, seed, epoch)  # what counts its epochs counts them again
+        batches = _begin(dataset, seed, epoch)  # what counts epochs counts them again
+        for step in range(steps_per_epoch if once else 0):
+            if next(batches, None) is None:
+                _ended(dataset, epoch, step, steps_per_epoch)
     for epoch in itertools.count(first_epoch):
-        if once:
-            _seed_epoch(seed, epoch)
-        batches = dataset if once else _begin(dataset, seed, epoch)
+        batches = _begin(dataset, seed, epoch)
         for step in range(steps_per_epoch):
             pair = batch_seed(seed, epoch * steps_per_epoch + step)
             with seeded(int(pair[0])):
@@ -470,20 +465,13 @@ def check_known(class_weight):
         )
 
 
-def _seed_epoch(seed, epoch):
-    """Seed Keras and TensorFlow, whose seeds no function returns, and return the seed.
-
-    Not for every batch: TensorFlow forgets the functions that it has made ready.
-    """
-    first = int(batch_seed(seed, epoch)[0])
-    with seeded(first):  # whose generators Keras seeds as well
-        keras.utils.set_random_seed(first)
-    return first
-
-
 def _begin(dataset, seed, epoch):
-    """Begin an epoch of a dataset, and return its batches."""
-    with seeded(_seed_epoch(seed, epoch)):
+    """Begin an epoch of a dataset, and return its batches; an iterator is read on."""
+    first = int(batch_seed(seed, epoch)[0])
+    with seeded(first):
+        # Of Keras and TensorFlow too, whose seeds no function returns. Not for every
+        # batch: TensorFlow would forget the functions that it has made ready.
+        keras.utils.set_random_seed(first)
         if not isinstance(dataset, keras.utils.PyDataset):
             return iter(dataset)
         if epoch:

@@ -66,9 +66,7 @@ class TokenDense(keras.layers.Dense):
         if None in grid or channels is None or is_traced():
             return super().call(inputs, training=training)
         weights = [self.kernel] if self.bias is None else [self.kernel, self.bias]
-        if self.rematerialize and training:
-            return recomputed(self._product, inputs, *weights)
-        return self._product(inputs, *weights)
+        return recomputed(self, training, self._product, inputs, *weights)
 
     def _product(self, inputs, kernel, bias=None):
         *grid, channels = inputs.shape[1:]
@@ -85,17 +83,21 @@ class TokenDense(keras.layers.Dense):
         super().quantize(mode, type_check=False, config=config)
 
 
-def recomputed(function, *tensors):
-    """Apply a function, of which training keeps the arguments alone.
+def recomputed(layer, training, function, *tensors):
+    """Apply a function, of which training keeps the arguments alone if so wanted.
 
     Args:
+        layer: The layer that applies it, whose `rematerialize` says whether it is.
+        training: Whether gradients are wanted.
         function: Function of tensors without random numbers. It may call layers, but
             the calling layer's own weights are to be among its arguments: they are read
             here, as the dtype that this layer casts them to is not known any more when
             the function is applied again.
         *tensors: What it is applied to, tensors and weights.
     """
-    return keras.remat(function)(*map(ops.convert_to_tensor, tensors))
+    if layer.rematerialize and training:
+        return keras.remat(function)(*map(ops.convert_to_tensor, tensors))
+    return function(*tensors)
 
 
 class HoldsDense:

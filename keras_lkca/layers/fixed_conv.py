@@ -141,7 +141,9 @@ class FixedConv(keras.layers.Layer):
                 inputs, keras.ops.convert_to_tensor(self._kept[0], dtype)
             )
         else:
-            inside = hybrid.product_dtype(keras.backend.standardize_dtype(dtype))
+            inside = hybrid.product_dtype(
+                keras.backend.standardize_dtype(dtype), inputs
+            )
             kept = [keras.ops.convert_to_tensor(array, inside) for array in self._kept]
             outputs = hybrid.apply_matrices(keras.ops.cast(inputs, inside), *kept)
             outputs = keras.ops.cast(outputs, dtype)

@@ -231,13 +231,11 @@ class LKCA(HoldsDense, keras.layers.Layer):
 
     def call(self, inputs, training=None):
         """Mix the tokens of a feature map."""
-        if self.rematerialize and training:
-            mixed = recomputed(
-                lambda inputs, kernel: self._mix(inputs, kernel, training),
-                *(inputs, self.kernel),
-            )
-        else:
-            mixed = self._mix(inputs, self.kernel, training)
+
+        def mix(inputs, kernel):
+            return self._mix(inputs, kernel, training)
+
+        mixed = recomputed(self, training, mix, inputs, self.kernel)
         return self.dropout(mixed, training=training)
 
     def _mix(self, inputs, kernel, training):

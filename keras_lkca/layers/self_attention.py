@@ -136,10 +136,7 @@ class SelfAttention(HoldsDense, keras.layers.Layer):
 
     def call(self, inputs, training=None):
         """Mix the tokens by their similarity."""
-        if self.rematerialize and training:
-            mixed = recomputed(self._mix, inputs)
-        else:
-            mixed = self._mix(inputs)
+        mixed = recomputed(self, training, self._mix, inputs)
         return self.dropout(mixed, training=training)
 
     def _mix(self, inputs):

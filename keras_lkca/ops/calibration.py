@@ -125,9 +125,8 @@ _VECTORS = "avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16"
 
 def processor():
     """Return the name of the processor, and the vector instructions that it has."""
-    told = processor_facts()
-    name = told.get("model name") or platform.processor() or platform.machine()
-    flags = (told.get("flags") or told.get("features") or "").split()
+    name, flags = processor_facts()
+    name = name or platform.processor() or platform.machine()
     return ", ".join([name, *(vector for vector in _VECTORS if vector in flags)])
 
 

@@ -146,7 +146,9 @@ def _apply(inputs, kernel, dtype, method, training):
         method = "hybrid"  # not every library transforms an empty batch
     if method in ("hybrid", "spectral") and dtype != "float64":
         # The kernel's transform takes little, so it is computed in float32.
-        inside = hybrid.product_dtype(dtype) if method == "hybrid" else "float32"
+        inside = "float32"
+        if method == "hybrid":
+            inside = hybrid.product_dtype(dtype, inputs)
         inputs, kernel = ops.cast(inputs, inside), ops.cast(kernel, "float32")
     convolve = {
         "depthwise": depthwise.convolve,

@@ -22,7 +22,7 @@ def convolve(inputs, kernel):
     return apply_matrices(inputs, *(ops.cast(x, inputs.dtype) for x in found))
 
 
-def product_dtype(dtype):
+def product_dtype(dtype, inputs=None):
     """Return in which dtype to multiply, for inputs of a dtype.
 
     In bfloat16 where it is faster. A product sums in float32, and what comes out is
@@ -37,7 +37,7 @@ def product_dtype(dtype):
     >>> product_dtype("float64"), product_dtype("float16")
     ('float64', 'float32')
     """
-    if dtype == "float64" or (dtype == "bfloat16" and multiplies_bfloat16()):
+    if dtype == "float64" or (dtype == "bfloat16" and multiplies_bfloat16(inputs)):
         return dtype
     return "float32"
 
