@@ -23,10 +23,10 @@ import re
 
 import numpy as np
 from others import MODELS as OTHERS
-from others import compile_as_published
+from others import attention_net, compile_as_published
 from others import recipe as as_published
 
-from keras_lkca import LKCA, LKCANet, data
+from keras_lkca import LKCA, LKCANet, LKCASegmenter, data
 from keras_lkca.files import atomic
 from keras_lkca.models import adapt
 from keras_lkca.models.adaptation import patch_size_of
@@ -281,26 +281,30 @@ def camvid():
     """Yield segmentations of street scenes by kernels of different reach.
 
     The global kernel is one per layer, the others eight: nearly as many parameters.
+    And by the same network with softmax attention in the place of the kernels, which
+    takes five times as long: hence the shorter trainings.
     """
-    for size in (None, 3, 15, 7, 31):
-        reach = "global" if size is None else f"{size}x{size}"
-        yield (
-            f"camvid-{reach}-seed0",
-            {
-                "dataset": "camvid",
-                "task": "segmentation",
-                "ignore": 11,
-                "preset": "lkca_net_03m",
-                "recipe": Recipe.segmentation(
-                    epochs=40, batch_size=8, learning_rate=2e-3
-                ),
-                "seed": 0,
-                "model_options": {
-                    "kernel_size": size,
-                    "num_kernels": 1 if size is None else 8,
-                },
-            },
-        )
+    for epochs, seeds in ((15, 3), (40, 1)):
+        recipe = Recipe.segmentation(epochs=epochs, batch_size=8, learning_rate=2e-3)
+        common = {"dataset": "camvid", "ignore": 11, "recipe": recipe}
+        length = "" if epochs == 40 else f"-{epochs}"
+        for seed in range(seeds):
+            for size in (None, 3, 31, 7, 15):
+                reach = "global" if size is None else f"{size}x{size}"
+                options = {"kernel_size": size, "num_kernels": 1 if size is None else 8}
+                yield (
+                    f"camvid{length}-{reach}-seed{seed}",
+                    {
+                        **common,
+                        "task": "segmentation",
+                        "preset": "lkca_net_03m",
+                        "seed": seed,
+                        "model_options": options,
+                    },
+                )
+            if epochs == 15:
+                name = f"camvid{length}-attention-seed{seed}"
+                yield name, {**common, "preset": "attention_net", "seed": seed}
 
 
 def others():
@@ -358,6 +362,8 @@ def run(arguments):
         resume = (folder / "config.json").exists()
         if options.get("preset") in OTHERS:
             run_other(folder, resume, arguments, **options)
+        elif options.get("preset") == "attention_net":
+            run_attention(folder, resume, arguments, **options)
         elif question == "resized":
             run_resized(folder, resume, arguments, **options)
         else:
@@ -398,13 +404,35 @@ def run_other(folder, resume, arguments, dataset, preset, recipe, seed):
     train_images, test_images = (
         data.load(dataset, split, arguments.data_dir) for split in ("train", "test")
     )
-    train_model(model, train_images, test_images, recipe, folder, resume, seed, facts)
+    parts = train_images, 0.1, test_images
+    train_model(model, parts, recipe, folder, resume, seed, facts)
 
 
-def train_model(model, train_images, test_images, recipe, folder, resume, seed, facts):
-    """Train a model in hand, as `train` does one that it is told the name of."""
+def run_attention(folder, resume, arguments, dataset, ignore, recipe, seed, preset):
+    """Train a segmenter with softmax attention, as the others of its question."""
+    import keras
+
+    keras.config.set_dtype_policy(arguments.dtype)
+    keras.utils.set_random_seed(seed)
+    parts = []
+    for name in ("test", "val", "train"):
+        *pair, facts = data.from_mask_directory(dataset / name, ignore=ignore)
+        parts.insert(0, tuple(pair))
+    model = LKCASegmenter(
+        attention_net(facts.input_shape, image_mean=facts.mean, image_std=facts.std),
+        num_classes=facts.num_classes,
+        class_names=facts.class_names,
+    )
+    train_model(model, parts, recipe, folder, resume, seed, facts)
+
+
+def train_model(model, parts, recipe, folder, resume, seed, facts):
+    """Train a model in hand, as `train` does one that it is told the name of.
+
+    The parts are what to train, to validate and to test with.
+    """
     fit(
-        *(model, train_images, 0.1, test_images, recipe),
+        *(model, *parts, recipe),
         output=folder,
         resume=resume,
         seed=seed,
@@ -465,8 +493,9 @@ def run_resized(
         model = adapt(known, facts.input_shape, class_names=facts.class_names)
         if extend:
             extend_kernels(known, model)
-    pairs = (enlarged(images[part]), labels[part]), (enlarged(test_images), test_labels)
-    train_model(model, *pairs, recipe, folder, resume, seed, facts)
+    known = enlarged(images[part]), labels[part]
+    parts = known, 0.1, (enlarged(test_images), test_labels)
+    train_model(model, parts, recipe, folder, resume, seed, facts)
 
 
 def extend_kernels(known, model):
@@ -711,7 +740,9 @@ def report_tools(rows):
     lines = [["kernel, tokens", "parameters", "seeds", "test mean IoU, %"]]
     lines[0] += ["pixel accuracy, %", "minutes"]
     for runs in of["camvid"].values():
-        size = runs[0]["model_options"]["kernel_size"]
+        size = (runs[0].get("model_options") or {"kernel_size": "attention"})[
+            "kernel_size"
+        ]
         line = [f"{size} x {size}" if size else "global, 119 x 89"]
         line += [f"{runs[0]['parameters']:,}", len(runs)]
         for metric in ("test_mean_iou", "test_accuracy"):

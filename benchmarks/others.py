@@ -61,14 +61,21 @@ def conv_mixer(input_shape=(32, 32, 3), num_classes=10):
     return keras.Model(images, layers.Dense(num_classes)(x), name="conv_mixer")
 
 
-def attention_net(input_shape, embed_dim=80, depth=6, num_heads=4):
+def attention_net(
+    input_shape,
+    embed_dim=80,
+    depth=6,
+    num_heads=4,
+    image_mean=None,
+    image_std=None,
+):
     """Build a backbone like `lkca_net_03m` on tokens of 4 x 4, with softmax attention.
 
     Stem and positions are LKCANet's; each block has an MLP of `embed_dim` channels,
     so that it has as many weights as a block of LKCANet without its kernels.
     """
     policy = keras.dtype_policies.get(keras.config.dtype_policy())
-    images, x = blocks.normalized(input_shape, None, None, policy)
+    images, x = blocks.normalized(input_shape, image_mean, image_std, policy)
     x = blocks.conv_stem(x, 4, (32, 64), 2, embed_dim, policy)
     x = blocks.positions(x, 0.02, policy)
     grid = x.shape[1:]

@@ -15,8 +15,11 @@ import os
 import pickle
 
 import keras
+import numpy as np
 
 DISTRIBUTIONS = ("data",)
+# What Keras reads to connect several processes under JAX.
+_PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"
 
 
 class OneDevice:
@@ -37,6 +40,15 @@ class OneDevice:
         """Return a context in which the model that `copy` returns is trained."""
         return contextlib.nullcontext()
 
+    @contextlib.contextmanager
+    def quiet(self):
+        """Let one process print."""
+        with contextlib.ExitStack() as stack:
+            if not self.writes:
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+            yield
+
     def copy(self, model, copy_of):
         """Return what is trained in a model's place, perhaps what a function makes."""
         return model
@@ -44,6 +56,12 @@ class OneDevice:
     def share(self, begin):
         """Return this process's part of the batches that a function begins."""
         return begin()
+
+    def part(self, batch):
+        """Return this process's rows of a batch."""
+        each = batch[0].shape[0] // self.processes
+        rows = slice(self.process * each, (self.process + 1) * each)
+        return tuple(part[rows] for part in batch)
 
     def apart(self):
         """Return a context in which the model is tested, as if by one device."""
@@ -55,7 +73,22 @@ class OneDevice:
 
     def first(self, function):
         """Return what a function returns, or raises, in the process that writes."""
-        return function()
+        if self.processes == 1:
+            return function()
+        result = [None, None]
+        if self.writes:
+            try:
+                result[0] = function()
+            except Exception as error:
+                result[1] = _portable(error)
+        value, error = self.broadcast(result)
+        if error is not None:
+            raise error
+        return value
+
+    def broadcast(self, value):
+        """Return what the process that writes has, in each."""
+        return value
 
 
 def several(distribute) -> OneDevice:
@@ -64,7 +97,7 @@ def several(distribute) -> OneDevice:
     Args:
         distribute: `None` for one device; `"data"` for all devices of this process
             under JAX and TensorFlow, and for all processes that torchrun started under
-            torch.
+            torch, or that `keras.distribution.initialize` connected under JAX.
 
     Raises:
         ValueError: If it is neither, or the engine was not launched.
@@ -76,12 +109,12 @@ def several(distribute) -> OneDevice:
     1
     """
     if distribute is None:
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        if keras.config.backend() == "torch" and processes > 1:
+        told = {"torch": "WORLD_SIZE", "jax": _PROCESSES}.get(keras.config.backend())
+        if told and int(os.environ.get(told, 1)) > 1:
             raise ValueError(
-                "`distribute` must be 'data' (--distribute data) under torchrun, of "
-                "whose processes each would train by itself otherwise. "
-                f"Received: distribute=None in {processes} processes"
+                "`distribute` must be 'data' (--distribute data) in several processes, "
+                "of which each would train by itself otherwise. "
+                f"Received: distribute=None, and {told}={os.environ[told]}"
             )
         return OneDevice()
     if distribute not in DISTRIBUTIONS:
@@ -125,6 +158,13 @@ def checked(count, batches):
         yield batch
 
 
+def _parts(engine, batches):
+    """Return a process's rows of each batch, where the engine takes its own alone."""
+    if _is_tf_data(batches):
+        return batches.map(lambda *batch: engine.part(batch))
+    return (engine.part(batch) for batch in checked(engine.count, batches))
+
+
 class _Copied(OneDevice):
     """Where variables are placed as they are made: what is trained is made anew."""
 
@@ -138,15 +178,28 @@ class _Copied(OneDevice):
 class _Jax(_Copied):
     def __init__(self):
         jax = importlib.import_module("jax")
-        if jax.process_count() > 1:
-            raise ValueError(
-                "`distribute` takes all devices of one process under JAX: start one "
-                f"process. Received: {jax.process_count()} processes"
-            )
+        if _PROCESSES in os.environ and not jax.distributed.is_initialized():
+            try:
+                keras.distribution.initialize()
+            except RuntimeError as error:
+                raise ValueError(
+                    "`distribute` takes several processes where they are connected "
+                    "before a model is built: call keras.distribution.initialize() "
+                    "first in your script. "
+                    f"Received: {_PROCESSES}={os.environ[_PROCESSES]}"
+                ) from error
+        self.processes, self.process = jax.process_count(), jax.process_index()
+        self.writes = self.process == 0
         # One of several axes, where the user set it: then the model is shared too.
         self._distribution = keras.distribution.distribution()
         if self._distribution is None:
             self._distribution = keras.distribution.DataParallel()
+        elif self.processes > 1:  # of which one alone tests the model in the end
+            raise ValueError(
+                "`distribute` shares each batch among all devices of several processes "
+                "by itself: set no distribution of your own. Received: "
+                f"{self._distribution!r} in {self.processes} processes"
+            )
         mesh = self._distribution.device_mesh
         axis = self._distribution.batch_dim_name
         self.count = dict(zip(mesh.axis_names, mesh.shape, strict=True))[axis]
@@ -156,6 +209,7 @@ class _Jax(_Copied):
     def scope(self):
         """Let every device evaluate all images, the last of which none can share."""
         share = self._distribution.get_data_layout
+        by_keras = self._distribution.auto_shard_dataset
 
         def layout_of(shape):
             layout = share(shape)
@@ -165,11 +219,19 @@ class _Jax(_Copied):
             return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
         self._distribution.get_data_layout = layout_of
+        self._distribution.auto_shard_dataset = False  # `share` does
         try:
-            with self._distribution.scope():
+            with self._distribution.scope(), self.quiet():
                 yield
         finally:
+            self._distribution.auto_shard_dataset = by_keras
             del self._distribution.get_data_layout
+
+    def copy(self, model, copy_of):
+        """Make it anew, from one process's weights."""
+        if self.processes > 1:
+            model.set_weights(self._from_first(model.get_weights()))
+        return super().copy(model, copy_of)
 
     def callbacks(self):
         return [_TellEvaluation(self)]
@@ -185,8 +247,18 @@ class _Jax(_Copied):
             keras.distribution.set_distribution(users)
 
     def share(self, begin):
-        batches = begin()
-        return batches if _is_tf_data(batches) else checked(self.count, batches)
+        return _parts(self, begin())
+
+    def broadcast(self, value):
+        # Arrays alone are sent, all of which know their size before.
+        sent = np.frombuffer(pickle.dumps(value), "uint8")
+        size = int(self._from_first(np.asarray(sent.size)))
+        sent = sent if self.writes else np.zeros(size, "uint8")
+        return pickle.loads(np.asarray(self._from_first(sent)).tobytes())
+
+    def _from_first(self, arrays):
+        utils = importlib.import_module("jax.experimental.multihost_utils")
+        return utils.broadcast_one_to_all(arrays)
 
 
 @functools.cache
@@ -201,6 +273,13 @@ class _TensorFlow(_Copied):
         tf = importlib.import_module("tensorflow")
         if tf.distribute.has_strategy():
             self._strategy = tf.distribute.get_strategy()
+            several_machines = tf.distribute.MultiWorkerMirroredStrategy
+            if isinstance(self._strategy, several_machines):
+                raise ValueError(
+                    "`distribute` under TensorFlow is for the devices of one machine, "
+                    "as Keras 3 trains on no others there: take JAX or torch for "
+                    f"several. Received: {self._strategy!r}"
+                )
         else:
             devices = tf.config.list_logical_devices
             found = devices("GPU") or devices("CPU")
@@ -279,15 +358,12 @@ class _Torch(OneDevice):
     def scope(self):
         """Let one process print, and remove the hooks of `copy` at the end."""
         self._hooks = []
-        with contextlib.ExitStack() as stack:
-            if not self.writes:
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
-            try:
+        try:
+            with self.quiet():
                 yield
-            finally:
-                for hook in self._hooks:
-                    hook.remove()
+        finally:
+            for hook in self._hooks:
+                hook.remove()
 
     def copy(self, model, copy_of):
         """Begin from one process's weights, and average every gradient.
@@ -306,30 +382,13 @@ class _Torch(OneDevice):
         return model
 
     def share(self, begin):
-        batches = begin()
-        if _is_tf_data(batches):
-            return batches.map(lambda *batch: self._part(batch))
-        return (self._part(batch) for batch in checked(self.count, batches))
-
-    def _part(self, batch):
-        each = batch[0].shape[0] // self.count
-        rows = slice(self.process * each, (self.process + 1) * each)
-        return tuple(part[rows] for part in batch)
+        return _parts(self, begin())
 
     def callbacks(self):
         return [_Agree(self)]
 
-    def first(self, function):
-        result = [None, None]
-        if self.writes:
-            try:
-                result[0] = function()
-            except Exception as error:
-                result[1] = _portable(error)
-        self._engine.broadcast_object_list(result, 0)
-        value, error = result
-        if error is not None:
-            raise error
+    def broadcast(self, value):
+        self._engine.broadcast_object_list(value, 0)
         return value
 
     def _average(self, tensor):

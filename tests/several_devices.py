@@ -7,6 +7,7 @@ A step is a number of devices to train on, "odd" for batches that they cannot sh
 overflows on the first of them, "dies" for a process that ends in the second epoch, or
 "resume" to go on with its run.
 torch has a process per device, started by torchrun, and each step takes all of them.
+So does a step that is named "processes" under JAX, of two devices per process.
 """
 
 import contextlib
@@ -21,7 +22,9 @@ from keras_lkca import LKCANet, LKCAViT, data
 from keras_lkca.devices import several
 from keras_lkca.training import Recipe, fit
 
-PROCESS = int(os.environ.get("RANK", "0"))
+SEVERAL = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+KERAS_PROCESS = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0")
+PROCESS = int(os.environ.get("RANK", KERAS_PROCESS))
 
 
 class Losses(keras.callbacks.Callback):
@@ -55,7 +58,10 @@ def train(folder, distribute="data", batch_size=32, dies=False, resume=False):
     keras.utils.set_random_seed(0)
     models = {"": small()}
     # Under TensorFlow it would take long to trace, and each device has its own there.
-    if folder.name in ("1", "2") and keras.config.backend() != "tensorflow":
+    if (
+        folder.name in ("1", "2", "processes")
+        and keras.config.backend() != "tensorflow"
+    ):
         models["net"] = LKCANet((8, 8, 1), embed_dim=8, depth=1)
     losses, arrays = Losses(dies), {}
     held_out, options = data.digits("test"), {"flip": False, "crop_padding": 1}
@@ -109,7 +115,7 @@ def printed(kind):
 def on(count):
     """A context in which some of the devices are all that there are."""
     backend = keras.config.backend()
-    if backend == "jax":
+    if backend == "jax" and SEVERAL not in os.environ:
         devices = keras.distribution.list_devices()[:count]
         return keras.distribution.DataParallel(devices=devices).scope()
     if backend == "tensorflow":
@@ -133,6 +139,8 @@ def of_parts():
 
 
 def main(folder, *steps):
+    if SEVERAL in os.environ:
+        keras.distribution.initialize()
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 

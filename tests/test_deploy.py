@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import io
 import pathlib
@@ -713,6 +714,42 @@ def test_a_quantized_model_is_exported_but_not_folded(images, tmp_path):
     path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
     outputs = deploy.FORMATS["onnx"].read(path)(images.astype("float32"))
     np.testing.assert_allclose(outputs, expected_of(model, images), atol=0.02)
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_onnx_runtime_computes_at_once(images, rng, tmp_path):
+    """Keras writes them as many operations; keras_lkca.deploy.onnx_nodes knows its."""
+    needs("onnx")
+    import onnx
+    import onnxruntime
+
+    layers = keras.layers
+    x = inputs = keras.Input((16, 24, 3))
+    for options in (
+        {},
+        {"scale": False},
+        {"center": False},
+        {"scale": False, "center": False, "epsilon": 0.1},
+        {"axis": (2, 3)},
+    ):
+        x = layers.LayerNormalization(**options)(layers.Dense(8, "gelu")(x))
+    x = keras.ops.gelu(x, approximate=True)
+    x = x * 0.5 * (1 + keras.ops.erf(x))  # which is no GELU
+    x = layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    path = deploy.export(model, tmp_path / "model.onnx", format="onnx")
+    outputs = deploy.FORMATS["onnx"].read(path)(images.astype("float32"))
+    np.testing.assert_allclose(outputs, expected_of(model, images), atol=1e-5)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "computed.onnx")
+    onnxruntime.InferenceSession(path, options)
+    nodes = onnx.load(options.optimized_model_filepath).graph.node
+    kinds = collections.Counter(node.op_type for node in nodes)
+    assert kinds["LayerNormalization"] == 4
+    assert kinds["Gelu"] == 5
+    assert kinds["Reciprocal"] == 1 and kinds["Erf"] == 1
 
 
 def test_grey_files(tmp_path):

@@ -1,7 +1,9 @@
 """Several devices train as one does; here they are parts of one processor."""
 
+import concurrent.futures
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -14,7 +16,14 @@ from several_devices import train
 from keras_lkca import data, devices
 from keras_lkca.training import fit
 
-TORCH = keras.config.backend() == "torch"
+TORCH, JAX = (keras.config.backend() == name for name in ("torch", "jax"))
+SCRIPT = str(ROOT / "tests" / "several_devices.py")
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+}
 
 
 def launch(folder, *steps, processes=1, expect=0):
@@ -24,13 +33,8 @@ def launch(folder, *steps, processes=1, expect=0):
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*launcher, str(ROOT / "tests" / "several_devices.py"), str(folder), *steps],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
+        [*launcher, SCRIPT, str(folder), *steps],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,
@@ -38,6 +42,53 @@ def launch(folder, *steps, processes=1, expect=0):
     printed = done.stdout + done.stderr
     assert done.returncode == expect, printed
     return printed
+
+
+def connect(folder, *steps):
+    """Take the steps in two processes under JAX: what ended them, and was printed."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    started = []
+    for process in range(2):
+        keras_reads = {
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"localhost:{port}",
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(process),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, SCRIPT, str(folder), *steps],
+                env={**ENVIRONMENT, **keras_reads},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as threads:  # both pipes at once
+            texts = threads.map(lambda each: each.communicate(timeout=600)[0], started)
+            printed = "".join(texts)
+    finally:
+        for each in started:
+            each.kill()
+            each.wait()
+            each.stdout.close()
+    return [each.returncode for each in started], printed
+
+
+@pytest.fixture(scope="module")
+def processes(runs):
+    """The runs of several processes, and what was printed of them."""
+    if TORCH:
+        return runs
+    folder, _ = runs
+    ended, printed = connect(folder, "processes", "dies")
+    assert ended[0] and ended[1] == 7, printed
+    ended, more = connect(folder, "resume")
+    assert ended == [0, 0], more
+    return folder, printed + more
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +101,7 @@ def runs(tmp_path_factory):
         printed = launch(folder, *steps, processes=2, expect=1)
         printed += launch(folder, "resume", processes=2)
         launch(folder, "4", processes=4)
-    elif keras.config.backend() == "jax":
+    elif JAX:
         printed = launch(folder, "2", "odd", "4", "model")
     else:  # whose devices work together in one way alone, in a process
         printed = launch(folder, "2", "odd") + launch(folder, "4")
@@ -84,13 +135,11 @@ def test_several_devices_train_as_one(count, runs):
         close(arrays, one, "validation_accuracy")
         # Each takes BatchNormalization's statistics of its own images, and all agree.
         close(arrays, several[0], "net")
-        if keras.config.backend() == "jax" and count == 2:
+        if JAX and count == 2:
             close(arrays, one, "net")  # whose statistics are of all images there
 
 
-@pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="the other engines share no model out"
-)
+@pytest.mark.skipif(not JAX, reason="the other engines share no model out")
 def test_devices_that_share_a_model_out_train_as_one(runs):
     (one,), (parts,) = kept(runs[0] / "1"), kept(runs[0] / "model")
     assert one["whole"] and not parts["whole"]
@@ -102,7 +151,7 @@ def test_devices_that_share_a_model_out_train_as_one(runs):
 def test_one_process_writes(runs):
     folder, printed = runs
     # Once for each run, whatever the number of processes.
-    assert printed.count("epoch 1/2") == 2 + (keras.config.backend() == "jax")
+    assert printed.count("epoch 1/2") == 2 + JAX
     names = {path.name for path in (folder / "2").iterdir()}
     assert {"config.json", "history.csv", "last.keras", "metrics.json"} <= names
     config = json.loads((folder / "2" / "config.json").read_text())
@@ -119,16 +168,29 @@ def test_a_batch_that_devices_cannot_share(runs):
     assert not list((folder / "odd").glob("*.keras"))
 
 
-@pytest.mark.skipif(not TORCH, reason="the other engines have one process")
+@pytest.mark.skipif(not JAX, reason="the other engines are above")
+def test_several_processes_train_as_one(processes):
+    folder, printed = processes
+    (one,), several = kept(folder / "1"), kept(folder / "processes")
+    assert len(several) == 2
+    for arrays in several:
+        np.testing.assert_allclose(arrays["losses"], one["losses"], rtol=1e-4)
+        for prefix in ("weight", "test_loss", "validation_accuracy", "net"):
+            close(arrays, one, prefix)
+    # The run, and that which is to die: the first process printed them alone.
+    assert printed.count("epoch 1/2") == 2
+
+
+@pytest.mark.skipif(not TORCH, reason="the other engines know the loss of all")
 def test_a_loss_that_diverges_on_one_stops_all(runs):
     _, printed = runs
     for process in (0, 1):
         assert f"process {process}: The loss became nan in epoch 1 at" in printed
 
 
-@pytest.mark.skipif(not TORCH, reason="the other engines have one process")
-def test_a_process_that_ends_loses_nothing(runs):
-    folder, printed = runs
+@pytest.mark.skipif(not (TORCH or JAX), reason="TensorFlow's engine has one process")
+def test_a_process_that_ends_loses_nothing(processes):
+    folder, printed = processes
     assert "resumed after epoch 1" in printed
     (one,), several = kept(folder / "1"), kept(folder / "dies")
     assert len(several) == 2
@@ -149,6 +211,21 @@ def test_what_distribute_may_be(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="`distribute` must be 'data'"):
             fit(tiny(), digits, **options)
         return
+    if JAX:
+        with monkeypatch.context() as patch:
+            patch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
+            patch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "0")
+            patch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "localhost:1")
+            with pytest.raises(ValueError, match="`distribute` must be 'data'"):
+                fit(tiny(), digits, **options)
+            with pytest.raises(ValueError, match="before a model is built"):
+                fit(tiny(), digits, distribute="data", **options)
+    else:
+        import tensorflow as tf
+
+        machines = tf.distribute.MultiWorkerMirroredStrategy()
+        with machines.scope(), pytest.raises(ValueError, match="of one machine"):
+            fit(tiny(), digits, distribute="data", **options)
     compiled = tiny()
     compiled.compile("adam", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="`distribute` needs a model that is not"):

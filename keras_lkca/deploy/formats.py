@@ -132,11 +132,14 @@ def _function(model, *shape):
 def write_onnx(model, path, shape):
     """Write an ONNX file, of any batch size; the backend is TensorFlow."""
     tf2onnx = require("tf2onnx", "export")
+    from keras_lkca.deploy import onnx_nodes
+
     function = _function(model, None, *shape)
     tf2onnx.convert.from_function(
         function,
         input_signature=function.input_signature,
         opset=17,
+        custom_rewriter=[onnx_nodes.layer_norms, onnx_nodes.gelus],
         output_path=str(path),
     )
 

@@ -23,12 +23,11 @@ def apply_matrix(inputs, matrix):
     # Tokens go first, so that the batch joins the channels in one large GEMM. A
     # product batched over the images would be as fast forward, but its gradient
     # would hold one (HW, HW) matrix an image.
-    if groups == 1:
+    batch = inputs.shape[0]
+    # Where it is known: else LiteRT's converter loses it in a product of two matrices.
+    if groups == 1 and batch is not None:
         values = ops.transpose(inputs, (1, 2, 0, 3))
         values = ops.matmul(matrix[0], ops.reshape(values, (tokens, -1)))
-        # LiteRT's converter loses a batch of -1 here.
-        batch = inputs.shape[0]
-        batch = ops.shape(inputs)[0] if batch is None else batch
         values = ops.reshape(values, (height, width, batch, channels))
         return ops.transpose(values, (2, 0, 1, 3))
     values = ops.reshape(inputs, (-1, tokens, groups, group_channels))

@@ -1,5 +1,6 @@
 """What a run does besides learning: show, check and keep."""
 
+import contextlib
 import csv
 import math
 import pathlib
@@ -149,6 +150,7 @@ class Keep(keras.callbacks.Callback):
         rows: The history so far, a dictionary per epoch. `best_epoch` says which one
             is the best.
         writes: `False` to keep the history in `rows` alone, as another process writes.
+        apart: Makes the context to write in, where the model is on several devices.
 
     Example:
 
@@ -164,10 +166,10 @@ class Keep(keras.callbacks.Callback):
     ['best.keras', 'history.csv', 'last.keras']
     """
 
-    def __init__(self, folder, rows, writes: bool = True):
+    def __init__(self, folder, rows, writes: bool = True, apart=contextlib.nullcontext):
         super().__init__()
         self.folder, self.rows = pathlib.Path(folder), rows
-        self.writes = writes
+        self.writes, self.apart = writes, apart
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the watch."""
@@ -183,7 +185,8 @@ class Keep(keras.callbacks.Callback):
         if not self.writes:
             return
         write_history(self.folder / "history.csv", self.rows)
-        keep(self.model, self.folder / "last.keras", epoch + 1)
+        with self.apart():
+            keep(self.model, self.folder / "last.keras", epoch + 1)
         keep_best(self.folder, self.rows)
 
 

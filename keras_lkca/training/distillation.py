@@ -1,5 +1,6 @@
 """Learn from another classifier's answers, beside the labels."""
 
+import contextlib
 import zlib
 
 import keras
@@ -80,7 +81,7 @@ def described(teacher):
     return {"parameters": teacher.count_params(), "crc32": check}
 
 
-def taught(batches, teacher, task, temperature):
+def taught(batches, teacher, task, temperature, apart=contextlib.nullcontext):
     """Add a teacher's answers to the labels of batches.
 
     Args:
@@ -89,6 +90,7 @@ def taught(batches, teacher, task, temperature):
         teacher: The teacher.
         task: What it decides.
         temperature: By what its logits are divided.
+        apart: Makes the context in which the teacher answers.
 
     Yields:
         Images, labels `(batch, 2 * columns)` of which the second half is the
@@ -96,7 +98,8 @@ def taught(batches, teacher, task, temperature):
     """
     for batch in batches:
         images, labels, *weights = as_arrays(batch)
-        outputs = ops.convert_to_numpy(teacher.predict_on_batch(images))
+        with apart():
+            outputs = ops.convert_to_numpy(teacher.predict_on_batch(images))
         logits = logits_of(teacher, outputs.astype("float32"), task)
         answers = classifiers.from_logits(logits / temperature, task)
         labels = np.concatenate([labels, answers], axis=-1).astype("float32")

@@ -54,6 +54,8 @@ from keras_lkca.training.state import (
     conditions,
     given,
     load_state,
+    load_weights,
+    mend,
     merge,
     new_folder,
     plain,
@@ -185,7 +187,8 @@ def fit(
             you did not compile, and what is kept is loaded as with `freeze`.
         distribute: `"data"` to share each batch equally among all devices: those of
             this process under JAX and TensorFlow, where it needs a model that you did
-            not compile, and the processes that torchrun started under torch. The batch
+            not compile, and those of all processes that torchrun started under torch,
+            or `keras.distribution.initialize` connected under JAX. The batch
             and the learning rate stay as they are, one process writes, and the losses
             are those of one device within rounding (docs/learn/several-devices.md says
             where they are not). `None` for one device. A run may be resumed on another
@@ -364,10 +367,8 @@ def fit(
         )
         if config:
             folder = pathlib.Path(output).expanduser()
-            state = network, folder, config, current, frozen
-            rows = engine.first(lambda: restore(*state))  # which mends the folder
-            if not engine.writes:
-                rows = restore(*state)
+            rows = engine.first(lambda: mend(folder, config, current))
+            restore(network, folder, len(rows), frozen)
         else:
             folder = engine.first(lambda: new_folder(output, slug))
             config = {
@@ -418,8 +419,8 @@ def fit(
                 following = batches(len(rows))
                 if teacher is None:
                     return following
-                softened = recipe.distill_temperature
-                return distillation.taught(following, teacher, task, softened)
+                options = recipe.distill_temperature, engine.apart
+                return distillation.taught(following, teacher, task, *options)
 
             looked_at = None
             if validation is not None:
@@ -441,7 +442,7 @@ def fit(
                         *seeding,
                         *averaging,
                         callbacks.StopWhenDiverged(at_once=engine.processes == 1),
-                        callbacks.Keep(folder, rows, engine.writes),
+                        callbacks.Keep(folder, rows, engine.writes, engine.apart),
                         callbacks.StopEarly(rows, recipe.patience, uncounted),
                         progress,
                         *board,
@@ -487,7 +488,10 @@ def fit(
         compiled(model, frozen)
     end = model, config, folder, rows, (validation, test, on_test), names, task
     with engine.apart(), _told(engine, validation, test):
-        return engine.first(lambda: finish(*end, frozen))
+        metrics = engine.first(lambda: finish(*end, frozen))
+    if not engine.writes:
+        load_weights(model, folder / "last.keras")
+    return metrics
 
 
 @contextlib.contextmanager

@@ -133,16 +133,13 @@ def merge(arguments, config, defaults):
     return {name: saved[name] for name in defaults}
 
 
-def restore(model, folder, config, current, frozen=0):
-    """Load weights, optimizer and average, if it is still the same run.
+def mend(folder, config, current):
+    """Clear up what a process that was killed left, if it is still the same run.
 
     Args:
-        model: The compiled model.
         folder: The run's folder.
         config: Its configuration.
         current: Dictionary of what must be as it was.
-        frozen: For how many epochs the classifier is trained alone: of these the
-            weights are loaded, and not the optimizer, which is for all of the model.
 
     Returns:
         The history up to there, a dictionary per epoch.
@@ -154,20 +151,34 @@ def restore(model, folder, config, current, frozen=0):
                 f"have {value!r}: restore the data and the settings that it was "
                 "started with, or start another run."
             )
-    for litter in folder.glob(".writing-*"):  # of a process that was killed
+    for litter in folder.glob(".writing-*"):
         shutil.rmtree(litter)
-    rows, path = kept_rows(folder), folder / "last.keras"
-    if not rows:
-        return rows
-    callbacks.keep_best(folder, rows)
-    load = load_state if len(rows) > frozen else load_weights
+    rows = kept_rows(folder)
+    if rows:
+        callbacks.keep_best(folder, rows)
+    return rows
+
+
+def restore(model, folder, epoch, frozen=0):
+    """Load weights, optimizer and average as they were after an epoch.
+
+    Args:
+        model: The compiled model.
+        folder: The run's folder.
+        epoch: How many epochs are done; none leaves the model as it is.
+        frozen: For how many epochs the classifier is trained alone: of these the
+            weights are loaded, and not the optimizer, which is for all of the model.
+    """
+    if not epoch:
+        return
+    path = folder / "last.keras"
+    load = load_state if epoch > frozen else load_weights
     try:
         load(model, path)
     except Exception as error:
         raise ValueError(
             f"{path} is no state of this run's model ({type(error).__name__}: {error})."
         ) from error
-    return rows
 
 
 def load_weights(model, path):
