@@ -181,12 +181,13 @@ class _Jax(_Copied):
         if _PROCESSES in os.environ and not jax.distributed.is_initialized():
             try:
                 keras.distribution.initialize()
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     "`distribute` takes several processes where they are connected "
-                    "before a model is built: call keras.distribution.initialize() "
-                    "first in your script. "
-                    f"Received: {_PROCESSES}={os.environ[_PROCESSES]}"
+                    "before JAX computes anything: set KERAS_DISTRIBUTION_JOB_ADDRESSES "
+                    "and KERAS_DISTRIBUTION_PROCESS_ID as well, and call "
+                    "keras.distribution.initialize() first in your script. JAX says: "
+                    f"{error} Received: {_PROCESSES}={os.environ[_PROCESSES]}"
                 ) from error
         self.processes, self.process = jax.process_count(), jax.process_index()
         self.writes = self.process == 0

@@ -218,7 +218,7 @@ def test_what_distribute_may_be(tmp_path, monkeypatch):
             patch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "localhost:1")
             with pytest.raises(ValueError, match="`distribute` must be 'data'"):
                 fit(tiny(), digits, **options)
-            with pytest.raises(ValueError, match="before a model is built"):
+            with pytest.raises(ValueError, match="before JAX computes"):
                 fit(tiny(), digits, distribute="data", **options)
     else:
         import tensorflow as tf
