@@ -184,8 +184,8 @@ class _Jax(_Copied):
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     "`distribute` takes several processes where they are connected "
-                    "before JAX computes anything: set KERAS_DISTRIBUTION_JOB_ADDRESSES "
-                    "and KERAS_DISTRIBUTION_PROCESS_ID as well, and call "
+                    "before JAX computes anything: set KERAS_DISTRIBUTION_JOB_ADDRESSES"
+                    " and KERAS_DISTRIBUTION_PROCESS_ID as well, and call "
                     "keras.distribution.initialize() first in your script. JAX says: "
                     f"{error} Received: {_PROCESSES}={os.environ[_PROCESSES]}"
                 ) from error
@@ -389,8 +389,9 @@ class _Torch(OneDevice):
         return [_Agree(self)]
 
     def broadcast(self, value):
-        self._engine.broadcast_object_list(value, 0)
-        return value
+        held = [value]
+        self._engine.broadcast_object_list(held, 0)
+        return held[0]
 
     def _average(self, tensor):
         self._engine.all_reduce(tensor)

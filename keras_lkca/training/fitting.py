@@ -358,7 +358,7 @@ def fit(
         "dtype": model.dtype_policy.name,
         "teacher": None if teacher is None else distillation.described(teacher),
     }
-    seeds, rows = callbacks.seeds(model), []
+    seeds, rows = engine.broadcast(callbacks.seeds(model)), []
     with engine.scope():
         network = engine.copy(model, copy_of)
         averaging = compiled(network, frozen)
