@@ -601,6 +601,7 @@ def results(arguments):
                 "versions": config["versions"],
                 **told(path.parent, "machine.json"),
                 "mirrored": told(path.parent, "mirrored.json"),
+                "per_class_iou": metrics.get("best_per_class_iou"),
             }
         )
     return rows
@@ -737,21 +738,36 @@ def report_tools(rows):
         lines.append([runs[0]["preset"], f"{stddev:g}", len(runs), accuracy])
     if of["positions"]:
         write_table("small-data.md", "positions", lines)
-    lines = [["kernel, tokens", "parameters", "seeds", "test mean IoU, %"]]
-    lines[0] += ["pixel accuracy, %", "minutes"]
-    for runs in of["camvid"].values():
-        size = (runs[0].get("model_options") or {"kernel_size": "attention"})[
-            "kernel_size"
-        ]
-        line = [f"{size} x {size}" if size else "global, 119 x 89"]
+    lines = [["epochs", "mixing, tokens", "parameters", "seeds", "test mean IoU, %"]]
+    lines[0] += ["validation mean IoU, %", "pixel accuracy, %", "minutes"]
+    every = sorted(of["camvid"].values(), key=lambda runs: -runs[0]["epochs"])
+    for runs in every:
+        line = [runs[0]["epochs"], mixing(runs[0])]
         line += [f"{runs[0]['parameters']:,}", len(runs)]
-        for metric in ("test_mean_iou", "test_accuracy"):
+        for metric in ("test_mean_iou", "validation_mean_iou", "test_accuracy"):
             line.append(spread([run["best"][metric] for run in runs]))
         lines.append([*line, minutes(runs)])
     write_table("street-scenes.md", "camvid", lines)
+    classed = [runs for runs in every if runs[0].get("per_class_iou")]
+    if classed:
+        names = list(classed[0][0]["per_class_iou"])
+        lines = [["epochs", "mixing, tokens", *names]]
+        for runs in classed:
+            ious = [[run["per_class_iou"][name] for run in runs] for name in names]
+            means = [f"{100 * np.mean(values):.1f}" for values in ious]
+            lines.append([runs[0]["epochs"], mixing(runs[0]), *means])
+        write_table("street-scenes.md", "camvid classes", lines)
     alone, taught = (of["tools"].get(f"tools-{way}") for way in ("alone", "taught"))
     if alone and taught:
         write_table("../learn/small-data-tools.md", "tools", tools_table(alone, taught))
+
+
+def mixing(run):
+    """Return by what the tokens of a run's segmenter are mixed."""
+    if run["preset"] == "attention_net":
+        return "softmax attention, all tokens"
+    size = run["model_options"]["kernel_size"]
+    return f"kernels of {size} x {size}" if size else "kernels of 119 x 89, all tokens"
 
 
 def nearly_best(epochs):

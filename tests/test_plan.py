@@ -26,7 +26,7 @@ BUNDLED = json.loads(
 )
 # Seconds a unit of work; the same for every method but "hybrid", at half of it.
 EVEN = {
-    "anything else": {
+    "torch-cpu-float32": {
         "measured": "made up",
         "methods": {
             method: {
@@ -116,7 +116,7 @@ def test_unknown_pass_takes_what_is_never_far_behind():
     }
     for method, pair in times.items():
         for name, seconds in zip(PASSES, pair, strict=True):
-            costs["anything else"]["methods"][method][name] = [seconds, 0, 0, 0]
+            costs["torch-cpu-float32"]["methods"][method][name] = [seconds, 0, 0, 0]
     assert choose(8, 8, costs=costs, training=False) == "depthwise"
     assert choose(8, 8, costs=costs, training=True) == "hybrid"
     assert choose(8, 8, costs=costs, training=None) == "toeplitz"
@@ -126,7 +126,7 @@ def test_memory_out_of_proportion_is_never_taken():
     for method in ("toeplitz", "hybrid"):
         costs = json.loads(json.dumps(EVEN))
         for name in PASSES:
-            costs["anything else"]["methods"][method][name] = [0, 0, 0, 0]
+            costs["torch-cpu-float32"]["methods"][method][name] = [0, 0, 0, 0]
         bound = matrix_bytes(method, 16, 16, (31, 31), 2, 4)
         common = dict(costs=costs, groups=2, batch=1)
         assert choose(16, 16, max_bytes=bound, **common) == method
@@ -165,6 +165,20 @@ def test_bundled_costs_were_measured_on_every_backend():
 def test_costs_without_an_entry():
     with pytest.raises(ValueError, match=r"torch-cpu-float32.*\['other'\]"):
         costs_of("torch", "cpu", "float32", {"other": {}})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_an_accelerator_that_was_not_measured(device, dtype):
+    options = {"backend": "jax", "device": device, "dtype": dtype}
+    assert choose(8, 8, batch=128, **options) == "toeplitz"
+    assert choose(256, 256, batch=1, **options) in ("hybrid", "spectral")
+    # Whose products would take 500 times the operations of a short kernel's.
+    assert choose(181, 181, batch=8, kernel_size=(3, 3), **options) == "depthwise"
+    line = explain_plan((1, 8, 8, 4), **options)
+    assert "not measured: from the published rates of" in line
+    own = {f"jax-{device}-{dtype}": EVEN["torch-cpu-float32"]}
+    assert choose(8, 8, costs=own, **options) == "hybrid"
 
 
 def test_explain_plan():
@@ -212,7 +226,7 @@ def test_device_kind():
 def test_calibrate_measures_this_backend_and_keeps_the_others(tmp_path):
     path = tmp_path / "new" / "costs.json"
     path.parent.mkdir()
-    other = {"other-cpu-float32": EVEN["anything else"]}
+    other = {"other-cpu-float32": EVEN["torch-cpu-float32"]}
     path.write_text(json.dumps(other))
     lines = []
     entries = calibrate(
@@ -234,7 +248,7 @@ def test_calibrate_measures_this_backend_and_keeps_the_others(tmp_path):
 def test_the_user_s_own_costs_come_first(tmp_path, run_python):
     folder = tmp_path / "keras_lkca"
     folder.mkdir()
-    costs = EVEN["anything else"]
+    costs = EVEN["torch-cpu-float32"]
     (folder / "costs.json").write_text(json.dumps({"torch-cpu-float32": costs}))
     script = (
         f"import os; os.environ['KERAS_HOME'] = {str(tmp_path)!r}\n"

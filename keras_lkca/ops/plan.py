@@ -11,6 +11,7 @@ import warnings
 import keras
 
 from keras_lkca.backend import device_kind
+from keras_lkca.ops import accelerators
 from keras_lkca.ops.spectral import fft_length
 
 METHODS = ("depthwise", "toeplitz", "hybrid", "spectral")
@@ -76,7 +77,9 @@ def choose_method(
     """Choose the method for a grid; a pure function of its arguments.
 
     The fastest by a linear model of each method's work (`work`), whose constants
-    were measured on the machine that `costs` names, among those that can be taken:
+    were measured on the machine that `costs` names, among those that can be taken. On
+    an accelerator that was not measured, the one that is least far behind on those
+    whose rates are published (`keras_lkca.ops.accelerators`).
 
     - `"depthwise"` alone takes a dynamic height or width
     - no method whose matrices take more than `max_bytes`
@@ -112,33 +115,33 @@ def choose_method(
     """
     if height is None or width is None:
         return "depthwise"
-    entry = costs_of(backend, device, dtype, costs)
+    entries = costs_of(backend, device, dtype, costs)
     kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
     shape = (height, width, kernel_size, groups)
     return _weigh(
-        batch, channels, shape, dtype, training, backend, device, max_bytes, entry
+        batch, channels, shape, dtype, training, backend, device, max_bytes, entries
     )[0]
 
 
-def _weigh(batch, channels, shape, dtype, training, backend, device, max_bytes, entry):
-    """Return the method to take, every method's seconds, and why some are out."""
-    seconds = estimate(batch or ASSUMED_BATCH, channels, *shape, entry)
+def _weigh(
+    batch, channels, shape, dtype, training, backend, device, max_bytes, entries
+):
+    """Return the method to take, seconds by the first entry, and why some are out."""
+    amounts = batch or ASSUMED_BATCH, channels, *shape
+    seconds = [estimate(*amounts, entry) for entry in entries]
     out = {
         method: ruled_out(method, *shape, dtype, backend, device, max_bytes)
         for method in METHODS
     }
     possible = [method for method in METHODS if not out[method]]
-    fastest = {
-        name: max(min(seconds[method][name] for method in possible), 1e-12)
-        for name in _passes(training)
-    }
-
-    behind = [
-        max(seconds[method][name] / fastest[name] for name in fastest)
-        for method in possible
-    ]
+    behind = [0.0] * len(possible)
+    for each in seconds:
+        for name in _passes(training):
+            times = [each[method][name] for method in possible]
+            fastest = max(min(times), 1e-12)
+            behind = [max(b, t / fastest) for b, t in zip(behind, times, strict=True)]
     # torch.compile cannot follow min(..., key=...).
-    return possible[behind.index(min(behind))], seconds, out
+    return possible[behind.index(min(behind))], seconds[0], out
 
 
 def _passes(training):
@@ -216,11 +219,11 @@ def explain_plan(
         )
     if height is None or width is None:
         return "depthwise: the one method that takes a dynamic height or width"
-    entry = costs_of(backend, device, dtype)
+    entries = costs_of(backend, device, dtype)
     kernel_size = kernel_size or (2 * height - 1, 2 * width - 1)
     shape = (height, width, kernel_size, groups)
     chosen, seconds, out = _weigh(
-        batch, channels, shape, dtype, training, backend, device, MAX_BYTES, entry
+        batch, channels, shape, dtype, training, backend, device, MAX_BYTES, entries
     )
 
     def times(method):
@@ -234,7 +237,7 @@ def explain_plan(
         return f"{method} {times(method)}"
 
     others = "; ".join(expected(method) for method in METHODS if method != chosen)
-    return f"{chosen}: {times(chosen)}; against {others} ({entry['measured']})"
+    return f"{chosen}: {times(chosen)}; against {others} ({entries[0]['measured']})"
 
 
 def ruled_out(
@@ -296,17 +299,23 @@ def work(method, batch, channels, height, width, kernel_size, groups):
 
 
 def costs_of(backend, device, dtype, costs=None):
-    """Return the constants measured nearest to a backend, device and dtype."""
+    """Return the constants measured nearest to a backend, device and dtype.
+
+    Returns:
+        List of entries: one, or those of all accelerators of the kind where none was
+        measured.
+    """
     costs = COSTS if costs is None else costs
     for key in (
         f"{backend}-{device}-{dtype}",
         f"{backend}-{device}-{'bfloat16' if dtype == 'float16' else 'float32'}",
         f"{backend}-{device}-float32",
-        "anything else",
     ):
         if key in costs:
-            return costs[key]
+            return [costs[key]]
+    if device in accelerators.RATES:
+        return accelerators.entries(device, dtype)
     raise ValueError(
-        f"`costs` must have an entry {backend}-{device}-{dtype} or 'anything else'. "
+        f"`costs` must have an entry {backend}-{device}-{dtype}. "
         f"Received: {sorted(costs)}"
     )
