@@ -242,6 +242,9 @@ def test_of_the_recipe():
         quick(distill_temperature=0)
     with pytest.raises(ValueError, match="`distill_weight`"):
         quick(distill_weight=1.5)
+    for name in ("distill_weight", "distill_temperature", "dice_weight"):
+        with pytest.raises(ValueError, match=f"`{name}` of the recipe is for a"):
+            fit(tiny(), data.digits("test"), recipe=quick(**{name: 0.5}))
 
 
 @pytest.mark.once

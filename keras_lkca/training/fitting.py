@@ -259,6 +259,7 @@ def fit(
     check_arguments(arguments)
     recipe = recipe_of(arguments, dense)
     arguments["recipe"] = recipe.to_dict()
+    _check_used(recipe, teacher, dense)
     frozen = frozen_epochs(arguments["freeze"], recipe.epochs)
     if frozen:
         check_head(model)
@@ -492,6 +493,22 @@ def fit(
     if not engine.writes:
         load_weights(model, folder / "last.keras")
     return metrics
+
+
+def _check_used(recipe, teacher, dense):
+    """Raise a `ValueError` for a field that was set and has nothing to act on."""
+    taught = teacher is not None
+    for name, used, needed in (
+        ("distill_weight", taught, "a `teacher`"),
+        ("distill_temperature", taught, "a `teacher`"),
+        ("dice_weight", dense, "a segmenter"),
+    ):
+        value, default = getattr(recipe, name), getattr(Recipe, name)
+        if value != default and not used:
+            raise ValueError(
+                f"`{name}` of the recipe is for {needed}: leave it at {default} "
+                f"without one. Received: {name}={value!r}"
+            )
 
 
 @contextlib.contextmanager
