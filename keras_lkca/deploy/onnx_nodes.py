@@ -26,17 +26,22 @@ def layer_norms(graph, operations):
         for match in _matches(_layer_norm(scaled, centred), operations):
             mean, end = match.get_op("mean"), match.get_op("end")
             x, shape = mean.input[0], graph.get_shape(mean.input[0])
-            axis = np.ravel(mean.inputs[1].get_tensor_value())
+            last = [len(shape) - 1], [-1]
             if not (
                 {match.get_tensor(name) for name in ("x1", "x2")} == {x}
                 and match.get_op("mean2") is mean
-                and axis.tolist() in ([-1], [len(shape) - 1])
+                and all(
+                    _values(match.get_op(name).inputs[1]) in last
+                    and graph.get_shape(match.get_op(name).output[0])[-1] == 1
+                    for name in ("mean", "variance")
+                )
             ):
                 continue
-            gamma = match.get_tensor("gamma")
-            if gamma is None:
-                gamma = _constant(graph, end, np.ones(shape[-1]))
-            beta = [match.get_tensor("beta")] if centred else []
+            gamma, beta = match.get_op("gamma"), match.get_op("beta")
+            gamma = _values(gamma) if scaled else [1.0] * shape[-1]
+            beta = [_values(beta)] if centred else []
+            if any(len(each) != shape[-1] for each in (gamma, *beta)):
+                continue
             epsilon = float(match.get_op("epsilon").get_tensor_value())
             options = {"axis": -1, "epsilon": epsilon}
             _replace(graph, end, "LayerNormalization", x, gamma, *beta, attr=options)
@@ -55,8 +60,9 @@ def gelus(graph, operations):
     """
     for match in _matches(_gelu(), operations):
         x, end = match.get_tensor("x"), match.get_op("end")
-        numbers = [match.get_op(name).get_tensor_value() for name in ("half", "root")]
-        if match.get_tensor("x1") != x or not np.allclose(numbers, [0.5, 0.5**0.5]):
+        names = "half", "root", "one"
+        numbers = [match.get_op(name).get_tensor_value() for name in names]
+        if match.get_tensor("x1") != x or not np.allclose(numbers, [0.5, 0.5**0.5, 1]):
             continue
         erf = _node(graph, end, "Erf", _node(graph, end, "Div", x, 2**0.5))
         product = _node(graph, end, "Mul", x, _node(graph, end, "Add", erf, 1.0))
@@ -68,13 +74,13 @@ def _layer_norm(scaled, centred):
     x1, x2 = _op("*", name="x1"), _op("*", name="x2")
     mean = _op("Mean", _op("*"), _op("Const"), name="mean")
     apart = _op("SquaredDifference", x1, _op("StopGradient", mean))
-    variance = _op("Mean", apart, _op("Const"))
+    variance = _op("Mean", apart, _op("Const"), name="variance")
     inverse = _op("Rsqrt", _op("AddV2", variance, _op("Const", name="epsilon")))
     if scaled:
-        inverse = _op("Mul", inverse, _op("*", name="gamma"))
+        inverse = _op("Mul", inverse, _op("Const", name="gamma"))
     shift = _op("Mul", _op("Neg", _op("Mean", name="mean2")), inverse)
     if centred:
-        shift = _op("AddV2", shift, _op("*", name="beta"))
+        shift = _op("AddV2", shift, _op("Const", name="beta"))
     return _op("AddV2", _op("Mul", x2, inverse), shift, name="end")
 
 
@@ -82,7 +88,7 @@ def _gelu():
     half, root = _op("Const", name="half"), _op("Const", name="root")
     erf = _op("Erf", _op("Mul", _op("*", name="x1"), root))
     half = _op("Mul", half, _op("*", name="x"))
-    return _op("Mul", half, _op("AddV2", erf, _op("Const")), name="end")
+    return _op("Mul", half, _op("AddV2", erf, _op("Const", name="one")), name="end")
 
 
 def _op(kind, *inputs, name=None):
@@ -91,6 +97,10 @@ def _op(kind, *inputs, name=None):
 
 def _matches(pattern, operations):
     return list(GraphMatcher(pattern, allow_reorder=True).match_ops(operations))
+
+
+def _values(constant):
+    return np.ravel(constant.get_tensor_value()).tolist()
 
 
 def _constant(graph, end, value):
