@@ -419,7 +419,12 @@ def run_attention(folder, resume, arguments, dataset, ignore, recipe, seed, pres
         *pair, facts = data.from_mask_directory(dataset / name, ignore=ignore)
         parts.insert(0, tuple(pair))
     model = LKCASegmenter(
-        attention_net(facts.input_shape, image_mean=facts.mean, image_std=facts.std),
+        attention_net(
+            facts.input_shape,
+            image_mean=facts.mean,
+            image_std=facts.std,
+            drop_path_rate=recipe.drop_path_rate,
+        ),
         num_classes=facts.num_classes,
         class_names=facts.class_names,
     )
@@ -583,6 +588,7 @@ def results(arguments):
         if trained_by != (recipe, steps):
             raise SystemExit(f"{path.parent} was trained by another recipe")
         epochs = history(arguments.runs, name)
+        by_class = metrics.get("best_per_class_iou")
         whole = {"recipe": recipe.to_dict(), "history": epochs}
         rows.append(
             {
@@ -601,7 +607,7 @@ def results(arguments):
                 "versions": config["versions"],
                 **told(path.parent, "machine.json"),
                 "mirrored": told(path.parent, "mirrored.json"),
-                "per_class_iou": metrics.get("best_per_class_iou"),
+                **({"per_class_iou": by_class} if by_class else {}),
             }
         )
     return rows
@@ -748,7 +754,7 @@ def report_tools(rows):
             line.append(spread([run["best"][metric] for run in runs]))
         lines.append([*line, minutes(runs)])
     write_table("street-scenes.md", "camvid", lines)
-    classed = [runs for runs in every if runs[0].get("per_class_iou")]
+    classed = [runs for runs in every if all("per_class_iou" in run for run in runs)]
     if classed:
         names = list(classed[0][0]["per_class_iou"])
         lines = [["epochs", "mixing, tokens", *names]]

@@ -68,6 +68,7 @@ def attention_net(
     num_heads=4,
     image_mean=None,
     image_std=None,
+    drop_path_rate=0.1,
 ):
     """Build a backbone like `lkca_net_03m` on tokens of 4 x 4, with softmax attention.
 
@@ -82,7 +83,10 @@ def attention_net(
     x = layers.Reshape((-1, embed_dim))(x)
     for index in range(depth):
         x = attention_block(
-            *(x, num_heads), mlp_ratio=1, drop_path_rate=0.1, name=f"block_{index}"
+            *(x, num_heads),
+            mlp_ratio=1,
+            drop_path_rate=drop_path_rate,
+            name=f"block_{index}",
         )
     return keras.Model(images, layers.Reshape(grid)(x), name="attention_net")
 

@@ -104,8 +104,7 @@ def _interrupted(command, given):
     else:
         return "interrupted before the run began"
     # Which a run does not keep: it may go on where there are fewer devices.
-    again = given.get("distribute")
-    again = " --distribute data, launched as it was" if again else ""
+    again = " --distribute data" if given.get("distribute") else ""
     return f"interrupted; resume the run with --resume --output {folder}{again}"
 
 

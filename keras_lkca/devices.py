@@ -20,6 +20,7 @@ import numpy as np
 DISTRIBUTIONS = ("data",)
 # What Keras reads to connect several processes under JAX.
 _PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+_PLACE = "KERAS_DISTRIBUTION_JOB_ADDRESSES", "KERAS_DISTRIBUTION_PROCESS_ID"
 
 
 class OneDevice:
@@ -109,12 +110,12 @@ def several(distribute) -> OneDevice:
     1
     """
     if distribute is None:
-        told = {"torch": "WORLD_SIZE", "jax": _PROCESSES}.get(keras.config.backend())
-        if told and int(os.environ.get(told, 1)) > 1:
+        told = _told_of_processes()
+        if told:
             raise ValueError(
                 "`distribute` must be 'data' (--distribute data) in several processes, "
                 "of which each would train by itself otherwise. "
-                f"Received: distribute=None, and {told}={os.environ[told]}"
+                f"Received: distribute=None, and {told}"
             )
         return OneDevice()
     if distribute not in DISTRIBUTIONS:
@@ -129,6 +130,26 @@ def several(distribute) -> OneDevice:
             f"Received: the backend {keras.config.backend()}"
         )
     return engines[keras.config.backend()]()
+
+
+def _told_of_processes():
+    """Return what says that there are several processes, or nothing."""
+    if keras.config.backend() == "torch":
+        return _said("WORLD_SIZE")
+    if keras.config.backend() == "jax":
+        jax = importlib.import_module("jax")
+        if jax.distributed.is_initialized():
+            count = jax.process_count()
+            return f"{count} processes that JAX connected" if count > 1 else None
+        if _PROCESSES in os.environ:
+            return _said(_PROCESSES)
+        return ", ".join(f"{x}={os.environ[x]}" for x in _PLACE if x in os.environ)
+    return None
+
+
+def _said(name):
+    number = os.environ.get(name)
+    return None if number in (None, "", "1") else f"{name}={number}"
 
 
 def check_divides(count, size, what="`batch_size` of the recipe"):
@@ -161,6 +182,8 @@ def checked(count, batches):
 def _parts(engine, batches):
     """Return a process's rows of each batch, where the engine takes its own alone."""
     if _is_tf_data(batches):
+        if engine.processes == 1:
+            return batches
         return batches.map(lambda *batch: engine.part(batch))
     return (engine.part(batch) for batch in checked(engine.count, batches))
 
@@ -178,16 +201,17 @@ class _Copied(OneDevice):
 class _Jax(_Copied):
     def __init__(self):
         jax = importlib.import_module("jax")
-        if _PROCESSES in os.environ and not jax.distributed.is_initialized():
+        told = _told_of_processes()
+        if told and not jax.distributed.is_initialized():
             try:
                 keras.distribution.initialize()
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     "`distribute` takes several processes where they are connected "
-                    "before JAX computes anything: set KERAS_DISTRIBUTION_JOB_ADDRESSES"
-                    " and KERAS_DISTRIBUTION_PROCESS_ID as well, and call "
+                    f"before JAX computes anything: set {_PROCESSES}, "
+                    f"{' and '.join(_PLACE)}, and call "
                     "keras.distribution.initialize() first in your script. JAX says: "
-                    f"{error} Received: {_PROCESSES}={os.environ[_PROCESSES]}"
+                    f"{error} Received: {told}"
                 ) from error
         self.processes, self.process = jax.process_count(), jax.process_index()
         self.writes = self.process == 0
@@ -208,7 +232,10 @@ class _Jax(_Copied):
 
     @contextlib.contextmanager
     def scope(self):
-        """Let every device evaluate all images, the last of which none can share."""
+        """Let every device evaluate all images, the last of which none can share.
+
+        Keras is not to share batches out, as `share` does; and one process prints.
+        """
         share = self._distribution.get_data_layout
         by_keras = self._distribution.auto_shard_dataset
 
@@ -251,7 +278,7 @@ class _Jax(_Copied):
         return _parts(self, begin())
 
     def broadcast(self, value):
-        # Arrays alone are sent, all of which know their size before.
+        # Only arrays can be sent, and every process must know their size.
         sent = np.frombuffer(pickle.dumps(value), "uint8")
         size = int(self._from_first(np.asarray(sent.size)))
         sent = sent if self.writes else np.zeros(size, "uint8")
@@ -422,7 +449,7 @@ def _portable(error):
 
 
 class _TellEvaluation(keras.callbacks.Callback):
-    """Tell an engine when the model is evaluated, and not trained."""
+    """Tell an engine when the model is evaluated, and all processes one's figures."""
 
     def __init__(self, engine):
         super().__init__()
@@ -433,6 +460,10 @@ class _TellEvaluation(keras.callbacks.Callback):
 
     def on_test_end(self, logs=None):
         self.engine.evaluates = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.engine.processes > 1:  # each evaluated by itself
+            logs.update(self.engine.broadcast({k: float(v) for k, v in logs.items()}))
 
 
 class _Agree(keras.callbacks.Callback):

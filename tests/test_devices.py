@@ -44,8 +44,8 @@ def launch(folder, *steps, processes=1, expect=0):
     return printed
 
 
-def connect(folder, *steps):
-    """Take the steps in two processes under JAX: what ended them, and was printed."""
+def connect(*command):
+    """Run Python in two processes under JAX: what ended them, and was printed."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -59,7 +59,7 @@ def connect(folder, *steps):
         }
         started.append(
             subprocess.Popen(
-                [sys.executable, SCRIPT, str(folder), *steps],
+                [sys.executable, *command],
                 env={**ENVIRONMENT, **keras_reads},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -84,9 +84,9 @@ def processes(runs):
     if TORCH:
         return runs
     folder, _ = runs
-    ended, printed = connect(folder, "processes", "dies")
+    ended, printed = connect(SCRIPT, folder, "processes", "dies")
     assert ended[0] and ended[1] == 7, printed
-    ended, more = connect(folder, "resume")
+    ended, more = connect(SCRIPT, folder, "resume")
     assert ended == [0, 0], more
     return folder, printed + more
 
@@ -181,6 +181,16 @@ def test_several_processes_train_as_one(processes):
     assert printed.count("epoch 1/2") == 2
 
 
+@pytest.mark.skipif(not JAX, reason="torch's are started by torchrun")
+def test_the_command_line_in_several_processes(tmp_path):
+    command = ["-m", "keras_lkca", "train", "digits", "--model", "lkca", "--recipe"]
+    command += ["quick", "--epochs", "1", "--steps-per-epoch", "2", "--model-set"]
+    command += ["patch_size=4", "depth=1", "embed_dim=8", "--output", tmp_path / "run"]
+    ended, printed = connect(*command, "--distribute", "data")
+    assert ended == [0, 0], printed
+    assert printed.count("steps per epoch on 4 devices") == 1
+
+
 @pytest.mark.skipif(not TORCH, reason="the other engines know the loss of all")
 def test_a_loss_that_diverges_on_one_stops_all(runs):
     _, printed = runs
@@ -220,6 +230,11 @@ def test_what_distribute_may_be(tmp_path, monkeypatch):
                 fit(tiny(), digits, **options)
             with pytest.raises(ValueError, match="before JAX computes"):
                 fit(tiny(), digits, distribute="data", **options)
+            patch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "1")
+            devices.several(None)
+            patch.delenv("KERAS_DISTRIBUTION_NUM_PROCESSES")
+            with pytest.raises(ValueError, match="Received: .*JOB_ADDRESSES=localhost"):
+                devices.several(None)
     else:
         import tensorflow as tf
 

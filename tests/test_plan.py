@@ -92,6 +92,8 @@ def test_choices_for_a_global_kernel(grid, batch, training, methods, backend):
         (dict(height=None, width=None, backend="tensorflow"), "depthwise"),
         # What was never measured still gets an answer.
         (dict(height=8, width=8, backend="jax", device="tpu"), "toeplitz hybrid"),
+        (dict(height=8, width=8, backend="torch", device="hpu"), "toeplitz"),
+        (dict(height=8, width=8, backend="openvino"), "toeplitz"),
         (dict(height=8, width=8, dtype="float64"), "toeplitz"),
         (dict(height=8, width=8, dtype="float16"), "toeplitz"),
     ],

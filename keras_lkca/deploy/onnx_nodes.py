@@ -1,13 +1,15 @@
-"""What Keras writes as many operations, in the form that ONNX Runtime computes at once.
+"""Layers that Keras writes as many operations, in the forms that ONNX Runtime knows.
 
-Functions for tf2onnx, which calls them with its graph, of TensorFlow's operations
-still, and expects these operations back.
+Each function is what tf2onnx calls a rewriter: it takes tf2onnx's graph, while that
+still has TensorFlow's operations, changes it and returns the operations.
 """
 
 import itertools
 
 import numpy as np
+from onnx import TensorProto
 from tf2onnx.graph_matcher import GraphMatcher, OpTypePattern
+from tf2onnx.utils import make_name
 
 
 def layer_norms(graph, operations):
@@ -24,32 +26,22 @@ def layer_norms(graph, operations):
     """
     for scaled, centred in itertools.product((True, False), repeat=2):
         for match in _matches(_layer_norm(scaled, centred), operations):
-            mean, end = match.get_op("mean"), match.get_op("end")
-            x, shape = mean.input[0], graph.get_shape(mean.input[0])
-            last = [len(shape) - 1], [-1]
-            if not (
-                {match.get_tensor(name) for name in ("x1", "x2")} == {x}
-                and match.get_op("mean2") is mean
-                and all(
-                    _values(match.get_op(name).inputs[1]) in last
-                    and graph.get_shape(match.get_op(name).output[0])[-1] == 1
-                    for name in ("mean", "variance")
-                )
-            ):
-                continue
-            gamma, beta = match.get_op("gamma"), match.get_op("beta")
-            gamma = _values(gamma) if scaled else [1.0] * shape[-1]
-            beta = [_values(beta)] if centred else []
-            if any(len(each) != shape[-1] for each in (gamma, *beta)):
-                continue
-            epsilon = float(match.get_op("epsilon").get_tensor_value())
-            options = {"axis": -1, "epsilon": epsilon}
-            _replace(graph, end, "LayerNormalization", x, gamma, *beta, attr=options)
+            if _is_layer_norm(graph, match):
+                mean, end = match.get_op("mean"), match.get_op("end")
+                channels = graph.get_shape(mean.input[0])[-1]
+                gamma = _numbers(match, "gamma") if scaled else np.ones(channels)
+                beta = [_numbers(match, "beta")] if centred else []
+                epsilon = float(_numbers(match, "epsilon")[0])
+                inputs = mean.input[0], gamma, *beta
+                options = {"axis": -1, "epsilon": epsilon}
+                _replace(graph, end, "LayerNormalization", *inputs, attr=options)
     return operations
 
 
 def gelus(graph, operations):
-    """Write each GELU by erf as the division and the products that are known.
+    """Write each GELU by erf as `x * (1 + erf(x / sqrt(2))) * 0.5`.
+
+    It stays as many nodes in the file: ONNX Runtime makes one of this form.
 
     Args:
         graph: The graph.
@@ -59,36 +51,75 @@ def gelus(graph, operations):
         The operations.
     """
     for match in _matches(_gelu(), operations):
-        x, end = match.get_tensor("x"), match.get_op("end")
-        names = "half", "root", "one"
-        numbers = [match.get_op(name).get_tensor_value() for name in names]
-        if match.get_tensor("x1") != x or not np.allclose(numbers, [0.5, 0.5**0.5, 1]):
-            continue
-        erf = _node(graph, end, "Erf", _node(graph, end, "Div", x, 2**0.5))
-        product = _node(graph, end, "Mul", x, _node(graph, end, "Add", erf, 1.0))
-        _replace(graph, end, "Mul", product, _constant(graph, end, 0.5))
+        if _is_gelu(graph, match):
+            x, end = match.get_tensor("x"), match.get_op("end")
+            erf = _node(graph, end, "Erf", _node(graph, end, "Div", x, 2**0.5))
+            product = _node(graph, end, "Mul", x, _node(graph, end, "Add", erf, 1.0))
+            _replace(graph, end, "Mul", product, 0.5)
     return operations
 
 
 def _layer_norm(scaled, centred):
-    x1, x2 = _op("*", name="x1"), _op("*", name="x2")
-    mean = _op("Mean", _op("*"), _op("Const"), name="mean")
-    apart = _op("SquaredDifference", x1, _op("StopGradient", mean))
-    variance = _op("Mean", apart, _op("Const"), name="variance")
-    inverse = _op("Rsqrt", _op("AddV2", variance, _op("Const", name="epsilon")))
+    mean = _op("Mean", _op("*"), _op("Const", name="axes"), name="mean")
+    apart = _op("SquaredDifference", _op("*", name="x1"), _op("StopGradient", mean))
+    variance = _op("Mean", apart, _op("Const", name="axes2"), name="variance")
+    variance = _op("AddV2", variance, _op("Const", name="epsilon"))
+    inverse, again = {"name": "inverse1"}, {"name": "inverse2"}
     if scaled:
-        inverse = _op("Mul", inverse, _op("Const", name="gamma"))
-    shift = _op("Mul", _op("Neg", _op("Mean", name="mean2")), inverse)
+        gamma = _op("Const", name="gamma")
+        inverse = _op("Mul", _op("Rsqrt", variance), gamma, **inverse)
+        again = _op("Mul", **again)
+    else:
+        inverse, again = _op("Rsqrt", variance, **inverse), _op("Rsqrt", **again)
+    shift = _op("Mul", _op("Neg", _op("Mean", name="mean2")), again)
     if centred:
         shift = _op("AddV2", shift, _op("Const", name="beta"))
-    return _op("AddV2", _op("Mul", x2, inverse), shift, name="end")
+    return _op("AddV2", _op("Mul", _op("*", name="x2"), inverse), shift, name="end")
+
+
+def _is_layer_norm(graph, match):
+    """Whether what matches, operation by operation, is one in its numbers too."""
+    mean = match.get_op("mean")
+    x, shape = mean.input[0], graph.get_shape(mean.input[0])
+    if not shape or shape[-1] < 1 or not _is_float32(graph, match):
+        return False
+    if {match.get_tensor(name) for name in ("x1", "x2")} != {x}:
+        return False
+    for name, other in (("mean", "mean2"), ("inverse1", "inverse2")):
+        if match.get_op(name) is not match.get_op(other):
+            return False
+    for name in ("mean", "variance"):
+        kept = graph.get_shape(match.get_op(name).output[0])
+        if kept is None or kept[-1:] != [1]:
+            return False
+    for name in ("axes", "axes2"):
+        if _numbers(match, name).tolist() not in ([-1], [len(shape) - 1]):
+            return False
+    sizes = {"gamma": shape[-1], "beta": shape[-1], "epsilon": 1}
+    return all(
+        match.get_op(name) is None or _numbers(match, name).size == size
+        for name, size in sizes.items()
+    )
 
 
 def _gelu():
-    half, root = _op("Const", name="half"), _op("Const", name="root")
-    erf = _op("Erf", _op("Mul", _op("*", name="x1"), root))
-    half = _op("Mul", half, _op("*", name="x"))
+    erf = _op("Erf", _op("Mul", _op("*", name="x1"), _op("Const", name="root")))
+    half = _op("Mul", _op("Const", name="half"), _op("*", name="x"))
     return _op("Mul", half, _op("AddV2", erf, _op("Const", name="one")), name="end")
+
+
+def _is_gelu(graph, match):
+    numbers = [_numbers(match, name) for name in ("half", "root", "one")]
+    return (
+        match.get_tensor("x1") == match.get_tensor("x")
+        and all(number.size == 1 for number in numbers)
+        and np.allclose(np.concatenate(numbers), [0.5, 0.5**0.5, 1])
+        and _is_float32(graph, match)
+    )
+
+
+def _is_float32(graph, match):
+    return graph.get_dtype(match.get_op("end").output[0]) == TensorProto.FLOAT
 
 
 def _op(kind, *inputs, name=None):
@@ -96,21 +127,23 @@ def _op(kind, *inputs, name=None):
 
 
 def _matches(pattern, operations):
-    return list(GraphMatcher(pattern, allow_reorder=True).match_ops(operations))
+    """Return the matches, the last one first: a replacement changes what follows it."""
+    matches = GraphMatcher(pattern, allow_reorder=True).match_ops(operations)
+    return reversed(list(matches))
 
 
-def _values(constant):
-    return np.ravel(constant.get_tensor_value()).tolist()
-
-
-def _constant(graph, end, value):
-    name = f"{end.name}_{len(graph.get_nodes())}"
-    return graph.make_const(name, np.array(value, "float32")).output[0]
+def _numbers(match, name):
+    return np.ravel(match.get_op(name).get_tensor_value())
 
 
 def _node(graph, end, kind, *inputs, **options):
     """Return the output of a new node, of the shape of the one that it stands for."""
-    names = [x if isinstance(x, str) else _constant(graph, end, x) for x in inputs]
+    names = [
+        x
+        if isinstance(x, str)
+        else graph.make_const(make_name(end.name), np.array(x, "float32")).output[0]
+        for x in inputs
+    ]
     shapes, dtypes = [graph.get_shape(end.output[0])], [graph.get_dtype(end.output[0])]
     options |= {"shapes": shapes, "dtypes": dtypes}
     return graph.make_node(kind, names, op_name_scope=end.name, **options).output[0]

@@ -310,11 +310,13 @@ def costs_of(backend, device, dtype, costs=None):
         f"{backend}-{device}-{dtype}",
         f"{backend}-{device}-{'bfloat16' if dtype == 'float16' else 'float32'}",
         f"{backend}-{device}-float32",
+        f"torch-{device}-float32",  # for a backend that was never measured
     ):
         if key in costs:
             return [costs[key]]
-    if device in accelerators.RATES:
-        return accelerators.entries(device, dtype)
+    if device != "cpu":
+        kind = device if device in accelerators.RATES else "gpu"
+        return accelerators.entries(kind, dtype)
     raise ValueError(
         f"`costs` must have an entry {backend}-{device}-{dtype}. "
         f"Received: {sorted(costs)}"

@@ -24,7 +24,7 @@ def apply_matrix(inputs, matrix):
     # product batched over the images would be as fast forward, but its gradient
     # would hold one (HW, HW) matrix an image.
     batch = inputs.shape[0]
-    # Where it is known: else LiteRT's converter loses it in a product of two matrices.
+    # Only where it is known: LiteRT's converter loses it in a product of two matrices.
     if groups == 1 and batch is not None:
         values = ops.transpose(inputs, (1, 2, 0, 3))
         values = ops.matmul(matrix[0], ops.reshape(values, (tokens, -1)))

@@ -150,7 +150,8 @@ class Keep(keras.callbacks.Callback):
         rows: The history so far, a dictionary per epoch. `best_epoch` says which one
             is the best.
         writes: `False` to keep the history in `rows` alone, as another process writes.
-        apart: Makes the context to write in, where the model is on several devices.
+        apart: Makes the context to write in: Keras makes variables while it saves,
+            and where several processes share the devices, each must make the same.
 
     Example:
 

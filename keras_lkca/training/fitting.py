@@ -54,7 +54,6 @@ from keras_lkca.training.state import (
     conditions,
     given,
     load_state,
-    load_weights,
     mend,
     merge,
     new_folder,
@@ -490,8 +489,8 @@ def fit(
     end = model, config, folder, rows, (validation, test, on_test), names, task
     with engine.apart(), _told(engine, validation, test):
         metrics = engine.first(lambda: finish(*end, frozen))
-    if not engine.writes:
-        load_weights(model, folder / "last.keras")
+    if engine.processes > 1:
+        model.set_weights(engine.broadcast(model.get_weights()))
     return metrics
 
 
