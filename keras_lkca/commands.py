@@ -18,7 +18,7 @@ from keras_lkca.deploy.prediction import (
     mask_files,
     write_mask,
 )
-from keras_lkca.devices import several
+from keras_lkca.devices import connect
 from keras_lkca.extras import require
 from keras_lkca.files import atomic, shown
 from keras_lkca.models.classifiers import (
@@ -46,7 +46,8 @@ def train(
     **given,
 ):
     """Train; `given` are arguments of `keras_lkca.training.train`."""
-    several(given.get("distribute"))  # before JAX computes: a recipe makes layers
+    if given.get("distribute"):
+        connect()  # before JAX computes anything: a recipe makes layers
     changes = _assignments("--set", recipe_set)
     for field, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value is not None:

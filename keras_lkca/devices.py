@@ -132,6 +132,28 @@ def several(distribute) -> OneDevice:
     return engines[keras.config.backend()]()
 
 
+def connect():
+    """Connect the processes that the environment speaks of, where JAX has not yet.
+
+    Raises:
+        ValueError: If they cannot be, as when JAX has computed something already.
+    """
+    told = _told_of_processes()
+    if keras.config.backend() != "jax" or not told:
+        return
+    if importlib.import_module("jax").distributed.is_initialized():
+        return
+    try:
+        keras.distribution.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            "`distribute` takes several processes where they are connected before JAX "
+            f"computes anything: set {_PROCESSES}, {' and '.join(_PLACE)}, and call "
+            "keras.distribution.initialize() first in your script. "
+            f"JAX says: {error} Received: {told}"
+        ) from error
+
+
 def _told_of_processes():
     """Return what says that there are several processes, or nothing."""
     if keras.config.backend() == "torch":
@@ -200,19 +222,8 @@ class _Copied(OneDevice):
 
 class _Jax(_Copied):
     def __init__(self):
+        connect()
         jax = importlib.import_module("jax")
-        told = _told_of_processes()
-        if told and not jax.distributed.is_initialized():
-            try:
-                keras.distribution.initialize()
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(
-                    "`distribute` takes several processes where they are connected "
-                    f"before JAX computes anything: set {_PROCESSES}, "
-                    f"{' and '.join(_PLACE)}, and call "
-                    "keras.distribution.initialize() first in your script. JAX says: "
-                    f"{error} Received: {told}"
-                ) from error
         self.processes, self.process = jax.process_count(), jax.process_index()
         self.writes = self.process == 0
         # One of several axes, where the user set it: then the model is shared too.
