@@ -414,10 +414,11 @@ def run_attention(folder, resume, arguments, dataset, ignore, recipe, seed, pres
 
     keras.config.set_dtype_policy(arguments.dtype)
     keras.utils.set_random_seed(seed)
-    parts = []
-    for name in ("test", "val", "train"):
-        *pair, facts = data.from_mask_directory(dataset / name, ignore=ignore)
-        parts.insert(0, tuple(pair))
+    read = [
+        data.from_mask_directory(dataset / name, ignore=ignore)
+        for name in ("train", "val", "test")
+    ]
+    parts, facts = [(images, masks) for images, masks, _ in read], read[0][2]
     model = LKCASegmenter(
         attention_net(
             facts.input_shape,
@@ -498,8 +499,8 @@ def run_resized(
         model = adapt(known, facts.input_shape, class_names=facts.class_names)
         if extend:
             extend_kernels(known, model)
-    known = enlarged(images[part]), labels[part]
-    parts = known, 0.1, (enlarged(test_images), test_labels)
+    trained_on = enlarged(images[part]), labels[part]
+    parts = trained_on, 0.1, (enlarged(test_images), test_labels)
     train_model(model, parts, recipe, folder, resume, seed, facts)
 
 

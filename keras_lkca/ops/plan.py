@@ -77,9 +77,9 @@ def choose_method(
     """Choose the method for a grid; a pure function of its arguments.
 
     The fastest by a linear model of each method's work (`work`), whose constants
-    were measured on the machine that `costs` names, among those that can be taken. On
-    an accelerator that was not measured, the one that is least far behind on those
-    whose rates are published (`keras_lkca.ops.accelerators`).
+    were measured on the machine that `costs` names. On an accelerator that was not
+    measured, the one that is least far behind on those whose rates are published
+    (`keras_lkca.ops.accelerators`). Always among those that can be taken:
 
     - `"depthwise"` alone takes a dynamic height or width
     - no method whose matrices take more than `max_bytes`

@@ -20,11 +20,11 @@ def apply_matrix(inputs, matrix):
     if groups == 1 and batches_products():
         values = ops.matmul(matrix, ops.reshape(inputs, (-1, tokens, channels)))
         return ops.reshape(values, (-1, height, width, channels))
+    batch = inputs.shape[0]
     # Tokens go first, so that the batch joins the channels in one large GEMM. A
     # product batched over the images would be as fast forward, but its gradient
     # would hold one (HW, HW) matrix an image.
-    batch = inputs.shape[0]
-    # Only where it is known: LiteRT's converter loses it in a product of two matrices.
+    # A batch that is not known LiteRT's converter loses in a product of two matrices.
     if groups == 1 and batch is not None:
         values = ops.transpose(inputs, (1, 2, 0, 3))
         values = ops.matmul(matrix[0], ops.reshape(values, (tokens, -1)))
